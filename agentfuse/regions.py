@@ -1,0 +1,57 @@
+"""What a region is, and the six that a home has by default.
+
+A region is a top directory of the home with a scope, a quota and an owner; the *loose* region
+(``home``) is everything at the home's root that is not in one of the others. This module knows
+no files and no configuration syntax.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+MiB = 1024 * 1024
+
+LOOSE = "home"
+"""Name of the region that holds the loose files of the home's root (dotfiles)."""
+
+
+class Scope(enum.StrEnum):
+    """Whose a region is: the agent's (it survives executions) or one execution's."""
+
+    AGENT = "agent"
+    EXECUTION = "execution"
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One region of a home.
+
+    ``bytes_quota`` counts logical sizes of regular files, ``files_quota`` counts inodes that have
+    a name (files, directories, symlinks, ...), the region's own root not included.
+    ``mode`` is that of the region's root; ``root_only`` regions belong to the daemon's user,
+    the others to the agent.
+    """
+
+    name: str
+    scope: Scope
+    bytes_quota: int
+    files_quota: int
+    notify: bool = False
+    mode: int = 0o755
+    root_only: bool = False
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether this is the home's root itself rather than a directory in it."""
+        return self.name == LOOSE
+
+
+DEFAULT_REGIONS: tuple[Region, ...] = (
+    Region("shared", Scope.AGENT, 50 * MiB, 50_000),
+    Region("workspace", Scope.EXECUTION, 500 * MiB, 500_000),
+    Region("downloads", Scope.EXECUTION, 500 * MiB, 50_000, notify=True),
+    Region("uploads", Scope.EXECUTION, 200 * MiB, 50_000, notify=True),
+    Region("debug", Scope.EXECUTION, 100 * MiB, 50_000, mode=0o700, root_only=True),
+    Region(LOOSE, Scope.EXECUTION, 200 * MiB, 200_000),
+)
