@@ -1,0 +1,411 @@
+"""One frozen Config from a TOML file, the environment and flags, parsed once.
+
+Later sources win: file, then environment, then flags. Every mistake in all of them is found before
+anything is reported, each with its line where there is one, the key's full name, what is wrong and
+the fix. Knows the syntax of configuration; opens no store and creates no directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import grp
+import os
+import pwd
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from agentfuse.errors import ConfigError, UsageError
+from agentfuse.regions import DEFAULT_REGIONS, Region, Scope
+
+DEFAULT_PATH = Path("/etc/agentfuse/config.toml")
+MOUNT_OPTIONS = ("dev", "suid", "noexec")
+"""Mount options that change something: ``nodev,nosuid`` are our default, FUSE keeps no atime of its own."""
+
+_MAX_FILE_BYTES = 1024 * 1024
+_MAX_QUOTA = 2**60
+_MAX_ID = 2**32 - 2  # (uid_t) -1 means "leave as it is" to chown
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_REGION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]*)", re.ASCII)
+_SIZE_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base ** (power + 1)
+    for power, letter in enumerate("kmgtp")
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+_DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*(ms|s|m|h|d)", re.ASCII)
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What a mount needs to know.
+
+    ``store`` is the object store's URL, ``state`` an absolute path. ``owner`` is the agent's uid and
+    gid. ``keep_ended_s`` says how long an ended home stays on this host. ``regions`` holds the
+    default ones, adjusted, then the additional ones.
+    """
+
+    store: str
+    state: Path
+    owner: tuple[int, int]
+    regions: tuple[Region, ...]
+    xattrs: bool
+    keep_ended_s: float
+    mount_options: tuple[str, ...]
+
+
+def load_config(path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
+    """Read the file (``path``, else AGENTFUSE_CONFIG, else the host's if any), the environment and flags.
+
+    ``overrides`` has the file's top keys (``mount_options`` a list); those with value None are not set.
+    Raises ConfigError with every mistake found.
+    """
+    reading = _Reading()
+    reading.file(path, environ)
+    for key in ("store", "state"):
+        variable = f"AGENTFUSE_{key.upper()}"
+        if environ.get(variable):
+            reading.top(key, environ[variable], variable)
+    for key, value in overrides.items():
+        if value is not None:
+            reading.top(
+                key, value, "--" + key.replace("_", "-").removesuffix("s" if key == "mount_options" else "")
+            )
+    return reading.finish(environ)
+
+
+def parse_agent_id(text: str) -> str:
+    """The text itself if it may name an agent; otherwise UsageError that states the rule."""
+    return _parse_id("agent", text)
+
+
+def parse_execution_id(text: str) -> str:
+    """The text itself if it may name an execution; otherwise UsageError that states the rule."""
+    return _parse_id("execution", text)
+
+
+def parse_size(value: object) -> int:
+    """Bytes of ``"50MiB"``, ``"500MB"``, ``"1.5GiB"`` or a plain integer; ValueError that names the fix."""
+    fix = 'write it like "50MiB", "500MB", "1.5GiB" or 52428800'
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"{_shown(value)} is not a size; {fix}")  # noqa: TRY004 -- the file's mistake, not ours
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value.strip())
+        unit = _SIZE_UNITS.get(match[2].lower()) if match else None
+        if match is None or unit is None:
+            raise ValueError(f"{_shown(value)} is not a size; {fix}")
+        value = int(Decimal(match[1]) * unit)
+    if not 0 <= value <= _MAX_QUOTA:
+        raise ValueError(f"{_shown(value)} is out of range; it must be between 0 and 1024PiB")
+    return value
+
+
+def parse_duration(value: object) -> float:
+    """Seconds of ``"24h"``, ``"5s"``, ``"1.5d"``, ``"250ms"``; ValueError that names the fix."""
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f'{_shown(value)} is not a duration; write it like "24h", "30m" or "5s"')
+    return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def format_size(size_bytes: int) -> str:
+    """Bytes for people: ``17 B``, ``1.5 MiB``; three significant digits or more, never ``1024 KiB``."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    amount = float(size_bytes)
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
+        amount /= 1024
+        if amount < 1023.5 or unit == "EiB":
+            break
+    digits = 2 if amount < 9.995 else 1 if amount < 99.95 else 0
+    number = f"{amount:.{digits}f}"
+    return f"{number.rstrip('0').rstrip('.') if digits else number} {unit}"
+
+
+def _parse_id(kind: str, text: str) -> str:
+    if _ID.fullmatch(text):
+        return text
+    raise UsageError(
+        f"{_shown(text)} cannot be an {kind} id",
+        hint="use 1 to 128 letters, digits, dots, underscores or dashes, the first a letter or digit",
+    )
+
+
+def _shown(value: object) -> str:
+    """A value of somebody else's, quoted, without control characters and never long."""
+    text = ascii(value) if not isinstance(value, str) else '"' + ascii(value)[1:-1] + '"'
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _store(value: object) -> str:
+    if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://.", value):
+        return value
+    raise ValueError(f'{_shown(value)} is not a store URL; write it like "file:///var/lib/agentfuse/store"')
+
+
+def _state(value: object) -> Path:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise ValueError(f'{_shown(value)} is not an absolute path; write it like "/var/lib/agentfuse"')
+    return Path(os.path.normpath(value))
+
+
+def _owner(value: object) -> tuple[int, int]:
+    user, colon, group = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if not (user and colon and group):
+        raise ValueError(f'{_shown(value)} is not an owner; write it like "1000:1000" or "agent:agent"')
+    try:
+        uid = int(user) if user.isdecimal() and user.isascii() else pwd.getpwnam(user).pw_uid
+    except (KeyError, ValueError):
+        raise ValueError(f"no user {_shown(user)} on this host; create it or write its number") from None
+    try:
+        gid = int(group) if group.isdecimal() and group.isascii() else grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError):
+        raise ValueError(f"no group {_shown(group)} on this host; create it or write its number") from None
+    if max(uid, gid) > _MAX_ID:
+        raise ValueError(f"{_shown(value)} is out of range; ids end at {_MAX_ID}")
+    if os.geteuid() != 0 and (uid, gid) != (os.geteuid(), os.getegid()):
+        raise ValueError(
+            f"only root can give a home to {uid}:{gid}; run as root or leave the key out "
+            f"(the home is then yours, {os.geteuid()}:{os.getegid()})"
+        )
+    return uid, gid
+
+
+def _yes_no(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"{_shown(value)} is neither true nor false; write true or false, without quotes")
+
+
+def _mount_options(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f'{_shown(value)} is not a list of options; write it like ["dev", "suid"]')
+    options = [part.strip() for item in value for part in item.split(",")]
+    for option in options:
+        if option not in MOUNT_OPTIONS:
+            raise ValueError(
+                f"option {_shown(option)} is not supported; allowed are {', '.join(MOUNT_OPTIONS)}"
+            )
+        if os.geteuid() != 0 and option in {"dev", "suid"}:
+            raise ValueError(f"option {_shown(option)} is for root only; leave it out or run as root")
+    return tuple(dict.fromkeys(options))
+
+
+def _file_count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_QUOTA:
+        raise ValueError(f"{_shown(value)} is not a number of files; write a plain number like 50000")
+    return value
+
+
+def _mode(value: object) -> int:
+    if isinstance(value, str) and re.fullmatch(r"(0o?)?[0-7]{3,4}", value):
+        return int(value.replace("o", ""), 8)
+    raise ValueError(f'{_shown(value)} is not a mode; write it in octal, as text, like "0755"')
+
+
+def _scope(value: object) -> Scope:
+    if value == "execution":
+        return Scope.EXECUTION
+    raise ValueError(
+        f'{_shown(value)} is not a scope that a region of yours can have; write "execution" '
+        "(what must survive an execution belongs into shared)"
+    )
+
+
+_TOP: dict[str, Callable[[object], Any]] = {
+    "store": _store,
+    "state": _state,
+    "owner": _owner,
+    "xattrs": _yes_no,
+    "keep_ended": parse_duration,
+    "mount_options": _mount_options,
+}
+# A region's keys: how to read each, and the field of Region that it sets.
+_REGION: dict[str, tuple[Callable[[object], Any], str]] = {
+    "bytes": (parse_size, "bytes_quota"),
+    "files": (_file_count, "files_quota"),
+    "mode": (_mode, "mode"),
+    "notify": (_yes_no, "notify"),
+    "scope": (_scope, "scope"),
+}
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What was understood so far, and every mistake so far."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    regions: dict[str, Region] = field(default_factory=lambda: {r.name: r for r in DEFAULT_REGIONS})
+    problems: list[str] = field(default_factory=list)
+    lines: dict[str, int] = field(default_factory=dict)
+    path: Path | None = None
+
+    def file(self, path: Path | None, environ: Mapping[str, str]) -> None:
+        if path is None and environ.get("AGENTFUSE_CONFIG"):
+            path = Path(environ["AGENTFUSE_CONFIG"])
+        if path is None:
+            if not DEFAULT_PATH.exists():
+                return
+            path = DEFAULT_PATH
+        self.path = path
+        for key, value in self._parse(path).items():
+            if key == "regions":
+                self._region_tables(value)
+            elif key in _TOP:
+                self.top(key, value, self._where(key))
+            else:
+                self.problems.append(
+                    f"{self._where(key)}: there is no such key; {_did_you_mean(key, [*_TOP, 'regions'])}"
+                )
+
+    def top(self, key: str, value: object, where: str) -> None:
+        self._note(where, lambda: self.values.__setitem__(key, _TOP[key](value)))
+
+    def finish(self, environ: Mapping[str, str]) -> Config:
+        state = self.values.get("state") or self._default_state(environ)
+        if self.problems or state is None:
+            raise ConfigError(self.problems)
+        return Config(
+            store=self.values.get("store", (state / "store").as_uri()),
+            state=state,
+            owner=self.values.get("owner", (os.geteuid(), os.getegid())),
+            regions=tuple(self.regions.values()),
+            xattrs=self.values.get("xattrs", False),
+            keep_ended_s=self.values.get("keep_ended", 24 * 3600.0),
+            mount_options=self.values.get("mount_options", ()),
+        )
+
+    def _default_state(self, environ: Mapping[str, str]) -> Path | None:
+        if os.geteuid() == 0:
+            return Path("/var/lib/agentfuse")
+        base = environ.get("XDG_STATE_HOME", "")
+        if base.startswith("/"):
+            return Path(base) / "agentfuse"
+        home = environ.get("HOME", "")
+        if home.startswith("/"):
+            return Path(home) / ".local/state/agentfuse"
+        self.problems.append("state: no default without HOME; set AGENTFUSE_STATE or give --state DIR")
+        return None
+
+    def _parse(self, path: Path) -> dict[str, Any]:
+        try:
+            with path.open("rb") as file:
+                data = file.read(_MAX_FILE_BYTES + 1)
+        except OSError as error:
+            self.problems.append(
+                f"{path}: cannot be read ({error.strerror}); correct the path or its permissions"
+            )
+            return {}
+        if len(data) > _MAX_FILE_BYTES:
+            self.problems.append(f"{path}: larger than 1MiB; this cannot be a configuration of agentfuse")
+            return {}
+        try:
+            text = data.decode()
+            parsed = tomllib.loads(text)
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            self.problems.append(f"{path}:{line}: not UTF-8 text; save the file as UTF-8")
+            return {}
+        except (ValueError, RecursionError) as error:  # tomllib lets int's own ValueError out, too
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            self.problems.append(f"{path}: not valid TOML: {reason}")
+            return {}
+        self.lines = _key_lines(text)
+        return parsed
+
+    def _region_tables(self, tables: object) -> None:
+        if not isinstance(tables, dict):
+            self.problems.append(f"{self._where('regions')}: must hold tables, like [regions.shared]")
+            return
+        for name, table in tables.items():
+            where = self._where(f"regions.{name}")
+            if not isinstance(table, dict):
+                self.problems.append(f"{where}: must be a table; write [regions.NAME] and its keys below")
+                continue
+            region = self._base_region(name, table, where)
+            for key, value in table.items():
+                at = self._where(f"regions.{name}.{key}")
+                if key not in _REGION:
+                    self.problems.append(f"{at}: there is no such key; {_did_you_mean(key, list(_REGION))}")
+                elif key == "scope" and name in _DEFAULT_NAMES:
+                    self.problems.append(f"{at}: the scope of a default region is fixed; remove the line")
+                else:
+                    parse, attribute = _REGION[key]
+                    parsed = self._note(at, lambda parse=parse, value=value: parse(value))  # type: ignore[misc]
+                    if parsed is not None and region is not None:
+                        region = replace(region, **{attribute: parsed})
+            if region is not None:
+                self.regions[name] = region
+
+    def _base_region(self, name: str, table: dict[str, Any], where: str) -> Region | None:
+        if name in self.regions:
+            return self.regions[name]
+        if not _REGION_NAME.fullmatch(name):
+            self.problems.append(
+                f"{where}: {_shown(name)} cannot name a region; use 1 to 64 letters, digits, dashes "
+                "or underscores, the first a letter"
+            )
+        elif "scope" not in table:
+            close = difflib.get_close_matches(name, _DEFAULT_NAMES, n=1)
+            meant = f"did you mean {close[0]}? Otherwise, for" if close else "for"
+            self.problems.append(
+                f'{where}: no such region; {meant} a region of your own add scope = "execution"'
+            )
+        elif "bytes" not in table:
+            self.problems.append(f'{where}: a region of your own needs a quota; add bytes = "100MiB"')
+        else:
+            return Region(name, Scope.EXECUTION, 0, 50_000)
+        return None
+
+    def _note(self, where: str, parse: Callable[[], Any]) -> Any:
+        """What ``parse`` returns; None when it found a mistake, which is kept."""
+        try:
+            return parse()
+        except ValueError as error:
+            self.problems.append(f"{where}: {error}")
+            return None
+
+    def _where(self, key: str) -> str:
+        """``FILE:LINE: full.key``, the line of the nearest enclosing key that has one."""
+        known = key
+        while known and known not in self.lines:
+            known = known.rpartition(".")[0]
+        shown = key if key.isprintable() and len(key) <= 100 else _shown(key)
+        return f"{self.path}:{self.lines[known]}: {shown}" if known else f"{self.path}: {shown}"
+
+
+_DEFAULT_NAMES = tuple(region.name for region in DEFAULT_REGIONS)
+
+
+def _did_you_mean(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+
+
+def _key_lines(text: str) -> dict[str, int]:
+    """Where each dotted key begins. tomllib keeps no positions, so this reads one key per line.
+
+    What it misses (inline tables, keys inside multi-line strings) only costs a less exact line.
+    """
+    lines: dict[str, int] = {}
+    table = ""
+    for number, line in enumerate(text.split("\n"), 1):
+        if match := re.match(r"""\s*\[\[?([^\]#]+)\]""", line):
+            table = _dotted(match[1])
+            lines.setdefault(table, number)
+        elif match := re.match(
+            r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""", line
+        ):
+            key = _dotted(match[1])
+            lines.setdefault(f"{table}.{key}" if table else key, number)
+    return lines
+
+
+def _dotted(key: str) -> str:
+    return ".".join(part.strip().strip("\"'") for part in key.split("."))
