@@ -1,0 +1,271 @@
+"""The object store that is a local directory: the embedded default, and the reference for the contract.
+
+An object is a file; it is written beside its place, synced, and then renamed (or linked, if it must be
+absent). The file ``.agentfuse-store`` marks a directory as a store, so that an unmounted disk is told
+from an empty store. Knows nothing of what the objects mean.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from agentfuse.errors import ObjectNotFoundError, StoreError
+from agentfuse.objectstore.base import CHUNK_BYTES, RESERVED_PREFIX, ObjectStat, Source, check_key
+
+MARKER = RESERVED_PREFIX + "store"
+MARKER_CONTENT = b"agentfuse object store, format 1\n"
+TEMPORARY = RESERVED_PREFIX + "tmp-"
+_NOT_OURS = ("lost+found",)  # what a fresh filesystem may hold and still counts as empty
+
+_HINTS = {
+    errno.ENOSPC: "free some space on its disk, then try again",
+    errno.EDQUOT: "its disk quota is used up; free some space, then try again",
+    errno.EACCES: "give this user read and write access to the store's directory",
+    errno.EPERM: "its filesystem must allow hard links; give this user write access",
+    errno.EOPNOTSUPP: "its filesystem must allow hard links",
+    errno.EROFS: "its filesystem is read-only; mount it read-write or choose another store",
+    errno.EIO: "its disk is failing; look at the kernel's log",
+    errno.ENOTDIR: "a file is where a directory of the store should be",
+    errno.ESTALE: "its network filesystem went away; mount it again",
+}
+
+
+class LocalStore:
+    """An object store in a directory, made at the first write. See ``ObjectStore`` for the contract.
+
+    A directory that was a store and is one no longer (unmounted, removed), or that holds other things,
+    raises ``StoreError`` on every call: what it held is unknown, not absent.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._marker = os.path.join(root, MARKER)
+        self._lock = threading.Lock()
+        self._was_store = False
+
+    @property
+    def url(self) -> str:
+        """``file:///…``, percent-encoded."""
+        return "file://" + quote(str(self._root))
+
+    def put(self, key: str, body: bytes | Source, *, size_bytes: int | None = None) -> None:
+        """Write an object; durable when this returns."""
+        path = self._path(key)
+        self._initialise()
+        with _failing("write", key), self._temporary(path, body, size_bytes) as temporary:
+            os.rename(temporary, path)
+            _sync_directory(os.path.dirname(path))
+
+    def put_if_absent(self, key: str, body: bytes) -> bool:
+        """Write an object unless there is one; whether this call wrote it."""
+        path = self._path(key)
+        self._initialise()
+        with _failing("write", key), self._temporary(path, body, None) as temporary:
+            won = _link(temporary, path)
+            _sync_directory(os.path.dirname(path))
+            return won
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """The bytes of an object or of a range of it."""
+        return b"".join(self.stream(key, offset=offset, length=length))
+
+    def stream(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """The same in pieces."""
+        path = self._path(key)
+        with self._reading(key), open(path, "rb", buffering=0) as file:
+            file.seek(offset)
+            left = length
+            while left is None or left > 0:
+                piece = file.read(CHUNK_BYTES if left is None else min(left, CHUNK_BYTES))
+                if not piece:
+                    return
+                left = None if left is None else left - len(piece)
+                yield piece
+
+    def stat(self, key: str) -> ObjectStat:
+        """Size and age of an object."""
+        path = self._path(key)
+        with self._reading(key):
+            found = os.stat(path)
+            return ObjectStat(key, found.st_size, found.st_mtime)
+
+    def list(self, prefix: str, *, start_after: str = "") -> Iterator[ObjectStat]:
+        """The objects under a prefix, in key order. Directories are read as the iterator gets to them."""
+        if not self._is_store():
+            return
+        directory = prefix.rpartition("/")[0]
+        with _failing("list", prefix):
+            yield from self._walk(directory + "/" if directory else "", prefix, start_after)
+        self._is_store()  # what vanished while we read it was not read to its end
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        path = self._path(key)
+        if not self._is_store():
+            return
+        with _failing("delete", key), suppress(FileNotFoundError):
+            os.unlink(path)
+            _sync_directory(os.path.dirname(path))
+
+    # -- the store as such
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self._root, check_key(key))
+
+    def _is_store(self) -> bool:
+        """Whether the directory is a store. False: a new one. Raises when it is neither, or no longer."""
+        with _failing("open", self._root):
+            if os.path.lexists(self._marker):
+                self._was_store = True
+                return True
+            if not self._was_store and (not self._holds_anything() or os.path.lexists(self._marker)):
+                return False
+        if self._was_store:
+            raise StoreError(
+                f"object store {self._root}: it was there and is gone ({MARKER} is missing)",
+                hint="mount its disk or put its directory back, then try again",
+            )
+        raise StoreError(
+            f"object store {self._root}: the directory holds files but is no agentfuse store",
+            hint=f"choose an empty directory; if its {MARKER} got lost, write it: "
+            f"printf {MARKER_CONTENT.decode().rstrip()!r} > {MARKER}",
+        )
+
+    def _holds_anything(self) -> bool:
+        try:
+            names = os.listdir(self._root)
+        except FileNotFoundError:
+            return False
+        return any(not name.startswith(RESERVED_PREFIX) and name not in _NOT_OURS for name in names)
+
+    def _initialise(self) -> None:
+        """Make the directory a store if it is none yet, so that a write can go on."""
+        with self._lock:
+            if self._is_store():
+                return
+            with _failing("make", self._root):
+                os.makedirs(self._root, mode=0o700, exist_ok=True)
+                with self._temporary(self._marker, MARKER_CONTENT, None) as temporary:
+                    _link(temporary, self._marker)
+                _sync_directory(self._root)
+                _sync_directory(os.path.dirname(self._root))
+            self._was_store = True
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        with _failing("read", key):
+            try:
+                yield
+            except FileNotFoundError:
+                self._is_store()  # "absent" may only be said by a store that is there
+                raise ObjectNotFoundError(f"object {key}: the store {self._root} has none") from None
+
+    # -- files
+
+    @contextmanager
+    def _temporary(self, path: str, body: bytes | Source, size_bytes: int | None) -> Iterator[str]:
+        """A synced file with the body, beside ``path``; removed at the end unless it was renamed."""
+        directory = os.path.dirname(path)
+        self._make_directories(directory)
+        temporary = os.path.join(directory, TEMPORARY + secrets.token_hex(8))
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                _write_body(fd, body, size_bytes)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            yield temporary
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def _make_directories(self, directory: str) -> None:
+        missing = []
+        while not os.path.isdir(directory):
+            missing.append(directory)
+            directory = os.path.dirname(directory)
+        for made in reversed(missing):
+            with suppress(FileExistsError):
+                os.mkdir(made, 0o700)
+            _sync_directory(os.path.dirname(made))
+
+    def _walk(self, directory: str, prefix: str, start_after: str) -> Iterator[ObjectStat]:
+        try:
+            with os.scandir(os.path.join(self._root, directory)) as found:
+                # A directory sorts as its keys do: "a-b" comes before "a/b".
+                keys = sorted(directory + e.name + ("/" if e.is_dir() else "") for e in found if _is_ours(e))
+        except FileNotFoundError:
+            return
+        for key in keys:
+            if not key.startswith(prefix) and not prefix.startswith(key):
+                continue
+            if key.endswith("/"):
+                if key > start_after or start_after.startswith(key):
+                    yield from self._walk(key, prefix, start_after)
+            elif key > start_after:
+                with suppress(FileNotFoundError):  # deleted while we listed
+                    found_stat = os.stat(os.path.join(self._root, key))
+                    yield ObjectStat(key, found_stat.st_size, found_stat.st_mtime)
+
+
+def _is_ours(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith(RESERVED_PREFIX) and entry.name not in _NOT_OURS
+
+
+def _write_body(fd: int, body: bytes | Source, size_bytes: int | None) -> None:
+    if isinstance(body, bytes):
+        _write_all(fd, body)
+        return
+    if size_bytes is None:
+        raise TypeError("size_bytes is required for a source")
+    written = 0
+    while piece := body.read(CHUNK_BYTES):
+        written += len(piece)
+        if written > size_bytes:
+            break
+        _write_all(fd, piece)
+    if written != size_bytes:
+        raise StoreError(f"upload of {size_bytes} bytes: the source gave {written}")
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _link(source: str, target: str) -> bool:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _sync_directory(path: str | Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _failing(verb: str, what: object) -> Iterator[None]:
+    """Turn what the operating system says into a StoreError; here and nowhere else."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StoreError(
+            f"object store: cannot {verb} {what}: {reason}",
+            hint=_HINTS.get(error.errno or 0, "what it holds is unknown now; try again when it is well"),
+        ) from error
