@@ -1,0 +1,107 @@
+"""Asks a mount's daemon over its control socket; blocking. Vendor errors of HTTP end here."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from agentfuse.control.registry import socket_address
+from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError
+
+_ANSWER_DEADLINE_S = 30.0  # an unmount sends something every second while it works
+
+
+class ControlClient:
+    """A mount's operations, by its control socket. Every error is an AgentfuseError.
+
+    A socket without a daemon is NotFoundError; a daemon that does not answer is BusyError.
+    """
+
+    def __init__(self, socket_path: Path) -> None:
+        self._path = socket_path
+
+    def status(self) -> dict[str, Any]:
+        """The mount as the daemon describes it."""
+        with self._http() as http:
+            response = http.get("/v1/status")
+            answer = response.json()
+        if response.status_code != httpx.codes.OK:
+            raise AgentfuseError(answer["message"], hint=answer["hint"])
+        return dict(answer)
+
+    def unmount(self, *, lazy: bool = False, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
+        """End the mount; yields {"say": ...}, {"progress": ...} and at last {"done": ...}.
+
+        Raises what the daemon reports (with its exit code); BusyError after ``timeout_s`` (the unmount
+        goes on); UnflushedError when the daemon ends without having said that all is durable.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._http() as http, http.stream("POST", "/v1/unmount", json={"lazy": lazy}) as response:
+            if response.status_code != httpx.codes.OK:
+                answer = json.loads(response.read())
+                raise AgentfuseError(answer["message"], hint=answer["hint"])
+            for text in response.iter_lines():
+                line = json.loads(text) if text else {}
+                if "error" in line:
+                    raise _reported(line["error"])
+                if line:
+                    yield line
+                if "done" in line:
+                    return
+                if deadline is not None and time.monotonic() > deadline:
+                    raise BusyError(
+                        f"the unmount did not end within {timeout_s:g} s",
+                        hint="it goes on; ask again with umount, or look with agentfuse ps",
+                    )
+        raise _ended_early()
+
+    @contextmanager
+    def _http(self) -> Iterator[httpx.Client]:
+        with (
+            socket_address(self._path) as address,
+            httpx.Client(
+                transport=httpx.HTTPTransport(uds=address),
+                base_url="http://agentfuse",
+                timeout=_ANSWER_DEADLINE_S,
+            ) as http,
+            _map_httpx(self._path),
+        ):
+            yield http
+
+
+@contextmanager
+def _map_httpx(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except httpx.ConnectError as error:
+        raise NotFoundError(
+            f"no daemon answers at {path}",
+            hint="it has ended; agentfuse umount MOUNTPOINT cleans up after it",
+        ) from error
+    except httpx.TimeoutException as error:
+        raise BusyError(
+            f"the daemon at {path} does not answer",
+            hint="it may be stopped or hang: see its log, and agentfuse ps for its pid",
+        ) from error
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        raise _ended_early() from error
+
+
+def _ended_early() -> UnflushedError:
+    return UnflushedError(
+        "the daemon ended without a full answer",
+        hint="what was written is safe on this host: the next agentfuse mount of this agent finishes it",
+    )
+
+
+def _reported(error: dict[str, Any]) -> AgentfuseError:
+    """The daemon's own error, with its own exit code."""
+    reported = AgentfuseError(str(error["message"]), hint=str(error["hint"]))
+    reported.exit_code = int(error["exit_code"])  # type: ignore[misc]
+    return reported
