@@ -1,0 +1,167 @@
+"""Bytes of open files: open, read, write, truncate, close, each charged before it happens.
+
+Plain functions that check, act and book on the trio thread without a checkpoint in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+
+from agentfuse.fuse.handles import OpenFile
+from agentfuse.fuse.inodes import Inode, InodeTable
+from agentfuse.home.quota import Account
+
+MAX_FILE_BYTES = (1 << 44) - (1 << 12)
+"""The largest file that ext4 holds; what is beyond is EFBIG rather than a matter of quotas."""
+
+_SET_ID = stat.S_ISUID | stat.S_ISGID
+
+
+class Content:
+    """The open files of a home. A file handle is the number of its inode."""
+
+    def __init__(self, inodes: InodeTable) -> None:
+        self._inodes = inodes
+        self._open: dict[int, OpenFile] = {}
+
+    def open(self, inode: Inode, flags: int) -> None:
+        """One more opener of a regular file. Raises ``OSError``, ESTALE for a file that is gone."""
+        file = inode.file
+        access = flags & os.O_ACCMODE
+        if file is None:
+            file = OpenFile(inode)
+            directory_fd, name = self._inodes.locate(inode)
+            file.open(directory_fd, name, access)
+            file.size = os.fstat(file.fd).st_size
+        elif not file.allows(access):
+            directory_fd, name = self._inodes.locate(inode)
+            file.open(directory_fd, name, access)
+        if flags & os.O_TRUNC:
+            try:
+                self._truncate(file, 0)
+            except OSError:
+                if file.openers == 0:
+                    file.close()
+                raise
+        self._opened(inode, file)
+
+    def adopt(self, inode: Inode, fd: int) -> None:
+        """The first opener of a file that was just created as ``fd``, empty."""
+        file = OpenFile(inode)
+        file.adopt(fd)
+        self._opened(inode, file)
+
+    def _opened(self, inode: Inode, file: OpenFile) -> None:
+        inode.file = file
+        file.openers += 1
+        self._open[inode.nodeid] = file
+
+    def release(self, handle: int) -> None:
+        """An opener has closed. With the last one a nameless file's charge is given back."""
+        file = self._get(handle)
+        file.openers -= 1
+        if file.openers > 0:
+            return
+        inode = file.inode
+        del self._open[handle]
+        inode.file = None
+        if inode.last_stat is not None:
+            inode.account.add(-file.size, -1)
+        file.close()
+        self._inodes.drop_if_unused(inode)
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        """Up to ``size`` bytes; fewer only at the end of the file."""
+        return os.pread(self._get(handle).reading_fd, size, offset)
+
+    def write(self, handle: int, offset: int, data: bytes) -> int:
+        """Write what the quota has room for and return how many bytes that was.
+
+        Raises ``QuotaExceededError`` when there is room for none, ``OSError`` as the disk answers.
+        """
+        file = self._get(handle)
+        inode = file.inode
+        end = offset + len(data)
+        if end > file.size:
+            if end > MAX_FILE_BYTES:
+                raise OSError(errno.EFBIG, "beyond the largest file")
+            data = self._what_fits(file, offset, data)
+        written = os.pwrite(file.writing_fd, data, offset)
+        end = offset + written
+        if end > file.size:
+            inode.account.bytes_used += end - file.size
+            file.size = end
+        if inode.mode & _SET_ID:
+            drop_set_id(file.writing_fd, inode)
+        return written
+
+    @staticmethod
+    def _what_fits(file: OpenFile, offset: int, data: bytes) -> bytes:
+        account: Account = file.inode.account
+        last = file.size + account.room()
+        if offset + len(data) <= last:
+            return data
+        refusal = account.refuse(f"{offset + len(data) - file.size} more bytes")
+        if offset >= last:
+            raise refusal
+        return data[: last - offset]
+
+    def truncate(self, inode: Inode, size: int) -> None:
+        """Set a regular file's size, open or not. Raises as ``write`` does, and EFBIG."""
+        if inode.file is not None and inode.file.allows(os.O_WRONLY):
+            self._truncate(inode.file, size)
+            return
+        directory_fd, name = self._inodes.locate(inode)
+        file = inode.file or OpenFile(inode)
+        file.open(directory_fd, name, os.O_WRONLY)
+        try:
+            file.size = os.fstat(file.fd).st_size
+            self._truncate(file, size)
+        finally:
+            if file.openers == 0:
+                file.close()
+
+    @staticmethod
+    def _truncate(file: OpenFile, size: int) -> None:
+        if size > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, "beyond the largest file")
+        account = file.inode.account
+        account.require(size - file.size, 0)
+        os.ftruncate(file.writing_fd, size)
+        account.bytes_used += size - file.size
+        file.size = size
+        if file.inode.mode & _SET_ID:
+            drop_set_id(file.writing_fd, file.inode)
+
+    def fd_to_sync(self, handle: int) -> int:
+        """A descriptor for fsync: it stays open as long as the handle does."""
+        return self._get(handle).fd
+
+    def _get(self, handle: int) -> OpenFile:
+        try:
+            return self._open[handle]
+        except KeyError:
+            raise OSError(errno.EBADF, "unknown handle") from None
+
+    def close(self) -> None:
+        """Close every backing file."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+
+def drop_set_id(fd: int, inode: Inode) -> None:
+    """A write takes the set-id bits away, as write(2) does for all but the privileged.
+
+    The kernel leaves it to us (FUSE_HANDLE_KILLPRIV) without saying who writes, so it is done for all.
+    """
+    mode = inode.mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        mode &= ~stat.S_ISGID
+    if mode != inode.mode:
+        with contextlib.suppress(PermissionError):
+            os.fchmod(fd, stat.S_IMODE(mode))
+            inode.mode = mode

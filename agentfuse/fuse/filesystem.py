@@ -1,0 +1,355 @@
+"""What a home does when the kernel asks: pass the operation to the local tree, and keep the books.
+
+Plain functions throughout: each checks, acts and books on the trio thread without a checkpoint in
+between, so that there are no locks. Inodes come in by number and go out as ``(Inode, stat_result)``;
+errors are ``OSError`` and ``QuotaExceededError``. Knows neither pyfuse3 nor what becomes of the files
+later; content of open files is ``content.py``'s.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agentfuse.fuse.content import Content
+from agentfuse.fuse.handles import Listing
+from agentfuse.fuse.inodes import Inode, InodeTable
+from agentfuse.fuse.names import RENAME_EXCHANGE, RENAME_NOREPLACE, Rename, Side, name_is_gone, renameat2
+from agentfuse.home.quota import Account, Ledger
+from agentfuse.home.tree import open_directory
+
+NAME_MAX = 255
+
+_Make = Callable[[int], None]
+
+Entry = tuple[Inode, os.stat_result]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is: the owner of what it makes."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Attributes to set; None leaves one as it is. ``mode`` has permission bits only."""
+
+    size: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class Filesystem:
+    """The tree of one home. ``gives_away``: whether we may make files somebody else's (we are root).
+
+    ``allow_devices``: whether device nodes may be made (the mount has ``dev``).
+    """
+
+    def __init__(
+        self, inodes: InodeTable, ledger: Ledger, *, gives_away: bool, allow_devices: bool
+    ) -> None:
+        self.inodes = inodes
+        self.ledger = ledger
+        self.content = Content(inodes)
+        self._gives_away = gives_away
+        self._allow_devices = allow_devices
+
+    # Looking ---------------------------------------------------------------------------------------
+
+    def lookup(self, parent_id: int, name: bytes) -> Entry | None:
+        """The entry of this name, now referred to by the kernel; None when there is none."""
+        _check_name(name)
+        parent = self.inodes.get(parent_id)
+        try:
+            st = os.stat(name, dir_fd=self._directory(parent), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return self._referred(parent, name, st)
+
+    def getattr(self, nodeid: int) -> Entry:
+        """The attributes of an inode, a nameless one included."""
+        inode = self.inodes.get(nodeid)
+        st = self._stat(inode)
+        inode.mode = st.st_mode
+        return inode, st
+
+    def readlink(self, nodeid: int) -> bytes:
+        """A symlink's target."""
+        directory_fd, name = self.inodes.locate(self.inodes.get(nodeid))
+        return os.readlink(name, dir_fd=directory_fd)
+
+    def open_listing(self, nodeid: int) -> Listing:
+        """Open a directory for reading."""
+        listing = Listing(self.inodes.get(nodeid))
+        self.rewind(listing)
+        return listing
+
+    def rewind(self, listing: Listing) -> None:
+        """Read the directory's names afresh, as rewinddir() promises."""
+        if listing.inode.last_stat is not None:
+            listing.names = []
+            return
+        fd = open_directory(b".", self._directory(listing.inode))
+        try:
+            listing.names = list(map(os.fsencode, os.listdir(fd)))
+        finally:
+            os.close(fd)
+
+    def open_to_sync(self, listing: Listing) -> int:
+        """A descriptor of the directory for fsync; the caller closes it."""
+        return open_directory(b".", self._directory(listing.inode))
+
+    def peek(self, listing: Listing, name: bytes) -> Entry | None:
+        """The entry a listing is about to report, None when it is gone. Not yet referred to."""
+        parent = listing.inode
+        try:
+            st = os.stat(name, dir_fd=self._directory(parent), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return self.inodes.learn(parent, name, st, self._account_of(parent, name)), st
+
+    # Changing attributes ---------------------------------------------------------------------------
+
+    def setattr(self, nodeid: int, change: Change) -> Entry:
+        """Apply a change of attributes; what is refused leaves the size, which is tried first, as it was."""
+        inode = self.inodes.get(nodeid)
+        if change.size is not None:
+            self.content.truncate(inode, change.size)
+        fd, name = self._reach(inode)
+        if change.uid is not None or change.gid is not None:
+            self._chown(fd, name, change)
+        if change.mode is not None:
+            if name is None:
+                os.chmod(fd, change.mode)
+            else:
+                os.chmod(name, change.mode, dir_fd=fd)
+        if change.atime_ns is not None or change.mtime_ns is not None:
+            st = self._stat(inode)
+            times = (
+                st.st_atime_ns if change.atime_ns is None else change.atime_ns,
+                st.st_mtime_ns if change.mtime_ns is None else change.mtime_ns,
+            )
+            if name is None:
+                os.utime(fd, ns=times)
+            else:
+                os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False)
+        return self.getattr(nodeid)
+
+    def _reach(self, inode: Inode) -> tuple[int, bytes | None]:
+        """(descriptor of the directory, name) of an inode, or (its own descriptor, None) when nameless."""
+        if inode.parent is None and inode.file is not None:
+            return inode.file.fd, None
+        return self.inodes.locate(inode)
+
+    def _chown(self, fd: int, name: bytes | None, change: Change) -> None:
+        uid = -1 if change.uid is None else change.uid
+        gid = -1 if change.gid is None else change.gid
+        if name is None:
+            os.chown(fd, uid, gid)
+        else:
+            os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
+
+    # Making ----------------------------------------------------------------------------------------
+
+    def create(self, parent_id: int, name: bytes, mode: int, flags: int, caller: Caller) -> Entry:
+        """Make a regular file and open it; an existing one is opened unless O_EXCL forbids it."""
+        parent = self.inodes.get(parent_id)
+        account = self._room_for_entry(parent, name)
+        directory_fd = self._directory(parent)
+        wanted = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(name, wanted, stat.S_IMODE(mode), dir_fd=directory_fd)
+        except FileExistsError:
+            entry = self.lookup(parent_id, name)
+            if flags & os.O_EXCL or entry is None or not stat.S_ISREG(entry[1].st_mode):
+                raise
+            self.content.open(entry[0], flags)
+            return entry[0], self._stat(entry[0])
+        account.add(0, 1)
+        try:
+            self._give(parent, fd, None, mode, caller)
+            st = os.fstat(fd)
+        except OSError:
+            os.close(fd)
+            self._unmake(directory_fd, name, account)
+            raise
+        entry = self._referred(parent, name, st)
+        self.content.adopt(entry[0], fd)
+        return entry
+
+    def mknod(self, parent_id: int, name: bytes, mode: int, device: int, caller: Caller) -> Entry:
+        """Make a file, FIFO or socket; a device only where the mount allows it."""
+        if (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) and not self._allow_devices:
+            raise OSError(errno.EPERM, "devices are not allowed on this mount")
+        return self._make(parent_id, name, mode, caller, lambda fd: os.mknod(name, mode, device, dir_fd=fd))
+
+    def mkdir(self, parent_id: int, name: bytes, mode: int, caller: Caller) -> Entry:
+        """Make a directory."""
+        return self._make(parent_id, name, mode, caller, lambda fd: os.mkdir(name, mode, dir_fd=fd))
+
+    def symlink(self, parent_id: int, name: bytes, target: bytes, caller: Caller) -> Entry:
+        """Make a symlink."""
+        return self._make(parent_id, name, None, caller, lambda fd: os.symlink(target, name, dir_fd=fd))
+
+    def _make(self, parent_id: int, name: bytes, mode: int | None, caller: Caller, make: _Make) -> Entry:
+        parent = self.inodes.get(parent_id)
+        account = self._room_for_entry(parent, name)
+        directory_fd = self._directory(parent)
+        make(directory_fd)
+        account.add(0, 1)
+        try:
+            self._give(parent, directory_fd, name, mode, caller)
+            st = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        except OSError:
+            self._unmake(directory_fd, name, account)
+            raise
+        return self._referred(parent, name, st)
+
+    def _give(
+        self, parent: Inode, fd: int, name: bytes | None, mode: int | None, caller: Caller
+    ) -> None:
+        """Make a new file its caller's. ``fd`` is the file, or its directory when ``name`` is given.
+
+        The backing filesystem has already inherited the group of a setgid directory. A change of
+        owner clears the set-id bits, so they are set again.
+        """
+        setgid = bool(parent.mode & stat.S_ISGID)
+        uid, gid = caller.uid, -1 if setgid else caller.gid
+        if self._gives_away and (uid != 0 or gid > 0):
+            if name is None:
+                os.chown(fd, uid, gid)
+            else:
+                os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
+            if mode is not None and mode & (stat.S_ISUID | stat.S_ISGID):
+                if stat.S_ISDIR(mode) and setgid:
+                    mode |= stat.S_ISGID
+                os.chmod(fd if name is None else name, stat.S_IMODE(mode), dir_fd=None if name is None else fd)
+
+    @staticmethod
+    def _unmake(directory_fd: int, name: bytes, account: Account) -> None:
+        try:
+            os.unlink(name, dir_fd=directory_fd)
+        except IsADirectoryError:
+            os.rmdir(name, dir_fd=directory_fd)
+        account.add(0, -1)
+
+    def link(self, nodeid: int, parent_id: int, name: bytes) -> Entry:
+        """Give a file one more name in its region."""
+        inode, parent = self.inodes.get(nodeid), self.inodes.get(parent_id)
+        _check_name(name)
+        if self._account_of(parent, name) is not inode.account:
+            raise OSError(errno.EXDEV, "hard links do not cross regions")
+        if inode.parent is None:
+            raise OSError(errno.ENOENT, "the file has no name left")
+        source_fd, directory_fd = self.inodes.two_directory_fds(inode.parent, parent)
+        os.link(inode.name, name, src_dir_fd=source_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
+        return self._referred(parent, name, os.stat(name, dir_fd=directory_fd, follow_symlinks=False))
+
+    # Removing --------------------------------------------------------------------------------------
+
+    def unlink(self, parent_id: int, name: bytes) -> None:
+        """Remove a name; the inode goes with its last one, its charge with its last close."""
+        parent = self.inodes.get(parent_id)
+        self._refuse_region_root(parent, name)
+        directory_fd = self._directory(parent)
+        st = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        inode = self.inodes.find(st.st_ino)
+        if inode is not None and st.st_nlink > 1 and not inode.more_names and inode.dir_fd < 0:
+            self.inodes.anchor(inode)
+            directory_fd = self._directory(parent)
+        os.unlink(name, dir_fd=directory_fd)
+        name_is_gone(self.inodes, self._account_of(parent, name), parent, name, st)
+
+    def rmdir(self, parent_id: int, name: bytes) -> None:
+        """Remove an empty directory."""
+        parent = self.inodes.get(parent_id)
+        self._refuse_region_root(parent, name)
+        directory_fd = self._directory(parent)
+        st = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        os.rmdir(name, dir_fd=directory_fd)
+        name_is_gone(self.inodes, self._account_of(parent, name), parent, name, st)
+
+    # Renaming --------------------------------------------------------------------------------------
+
+    def rename(self, old_parent_id: int, old: bytes, new_parent_id: int, new: bytes, flags: int) -> None:
+        """Move a name, atomically, the charge with it; over an existing target, or exchanging the two."""
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
+            raise OSError(errno.EINVAL, "unknown rename flags")
+        _check_name(new)
+        old_parent, new_parent = self.inodes.get(old_parent_id), self.inodes.get(new_parent_id)
+        self._refuse_region_root(old_parent, old)
+        self._refuse_region_root(new_parent, new)
+        old_fd, new_fd = self.inodes.two_directory_fds(old_parent, new_parent)
+        source = os.stat(old, dir_fd=old_fd, follow_symlinks=False)
+        try:
+            target = os.stat(new, dir_fd=new_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            target = None
+        exchange = bool(flags & RENAME_EXCHANGE)
+        if target is None and exchange:
+            raise OSError(errno.ENOENT, "nothing to exchange with")
+        if target is not None and flags & RENAME_NOREPLACE:
+            raise OSError(errno.EEXIST, "the target exists")
+        if target is not None and target.st_ino == source.st_ino:
+            return  # two names of one file: rename() does nothing
+        rename = Rename(
+            self.inodes,
+            Side(old_parent, old, old_fd, source, self._account_of(old_parent, old)),
+            Side(new_parent, new, new_fd, target, self._account_of(new_parent, new)),
+            exchange=exchange,
+        )
+        rename.require_room()
+        if exchange:
+            renameat2(old_fd, old, new_fd, new, RENAME_EXCHANGE)
+        else:
+            os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+        rename.book()
+
+    # Common ----------------------------------------------------------------------------------------
+
+    def _directory(self, inode: Inode) -> int:
+        if inode.last_stat is not None:
+            raise OSError(errno.ENOENT, "the directory was removed")
+        return self.inodes.directory_fd(inode)
+
+    def _stat(self, inode: Inode) -> os.stat_result:
+        if inode.file is not None:
+            return os.fstat(inode.file.fd)
+        if inode.last_stat is not None:
+            return inode.last_stat
+        if inode.dir_fd >= 0:
+            return os.fstat(inode.dir_fd)
+        directory_fd, name = self.inodes.locate(inode)
+        return os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+
+    def _account_of(self, parent: Inode, name: bytes) -> Account:
+        return self.ledger.of_root_entry(name) if parent is self.inodes.root else parent.account
+
+    def _room_for_entry(self, parent: Inode, name: bytes) -> Account:
+        _check_name(name)
+        account = self._account_of(parent, name)
+        account.require(0, 1)
+        return account
+
+    def _referred(self, parent: Inode, name: bytes, st: os.stat_result) -> Entry:
+        inode = self.inodes.learn(parent, name, st, self._account_of(parent, name))
+        inode.lookups += 1
+        return inode, st
+
+    def _refuse_region_root(self, parent: Inode, name: bytes) -> None:
+        if parent is self.inodes.root and name in self.ledger.by_directory:
+            raise OSError(errno.EBUSY, "a region's root stays where it is")
+
+
+def _check_name(name: bytes) -> None:
+    if len(name) > NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, "names have at most 255 bytes")

@@ -1,0 +1,79 @@
+"""What each region may hold and what it holds: plain arithmetic, exact to the byte.
+
+An ``Account`` is charged before bytes or names come to be and refunded when they are gone. There is
+no lock: whoever checks, acts on the local tree and books does so without a checkpoint in between
+(see docs/development.md). The truth is the tree; ``agentfuse.home.tree.weigh`` recomputes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agentfuse.errors import QuotaExceededError
+from agentfuse.regions import LOOSE, Region
+
+
+class Account:
+    """Use of one region: logical bytes of its regular files, and inodes that have a name in it.
+
+    An inode that is unlinked but still open stays charged until its last close. ``refusals`` counts
+    how often the quota said no.
+    """
+
+    __slots__ = ("bytes_quota", "bytes_used", "files_quota", "files_used", "name", "refusals")
+
+    def __init__(self, region: Region) -> None:
+        self.name = region.name
+        self.bytes_quota = region.bytes_quota
+        self.files_quota = region.files_quota
+        self.bytes_used = 0
+        self.files_used = 0
+        self.refusals = 0
+
+    def room(self) -> int:
+        """Bytes that may still be added; 0 when the region is full or over its quota."""
+        return max(0, self.bytes_quota - self.bytes_used)
+
+    def refuse(self, what: str) -> QuotaExceededError:
+        """Count a refusal and return the error to raise."""
+        self.refusals += 1
+        return QuotaExceededError(f"{self.name}: the quota has no room for {what}")
+
+    def require(self, bytes_more: int, files_more: int) -> None:
+        """Raise ``QuotaExceededError`` unless that much more fits. What shrinks is never refused."""
+        if bytes_more > 0 and self.bytes_used + bytes_more > self.bytes_quota:
+            raise self.refuse(f"{bytes_more} more bytes")
+        if files_more > 0 and self.files_used + files_more > self.files_quota:
+            raise self.refuse(f"{files_more} more files")
+
+    def add(self, bytes_more: int, files_more: int) -> None:
+        """Book what has come (or, negative, gone)."""
+        self.bytes_used += bytes_more
+        self.files_used += files_more
+
+    def as_dict(self) -> dict[str, int]:
+        """``{bytes_used, bytes_quota, files_used, files_quota, refusals}``."""
+        return {
+            "bytes_used": self.bytes_used,
+            "bytes_quota": self.bytes_quota,
+            "files_used": self.files_used,
+            "files_quota": self.files_quota,
+            "refusals": self.refusals,
+        }
+
+
+class Ledger:
+    """The accounts of one home: one per region directory, and the loose one for everything else."""
+
+    def __init__(self, regions: Iterable[Region]) -> None:
+        accounts = {region.name: Account(region) for region in regions}
+        self.loose = accounts.pop(LOOSE)
+        self.by_directory: dict[bytes, Account] = {name.encode(): a for name, a in accounts.items()}
+
+    def accounts(self) -> list[Account]:
+        """All accounts, the loose one last."""
+        return [*self.by_directory.values(), self.loose]
+
+    def of_root_entry(self, name: bytes) -> Account:
+        """The account that an entry of the home's root is charged to."""
+        return self.by_directory.get(name, self.loose)

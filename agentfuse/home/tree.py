@@ -1,0 +1,271 @@
+"""A home on the local disk: its record, its lock, its layout, and safe walks of what agents left there.
+
+``STATE/homes/<execution>/{home.json, lock, tree/, index.db}``. Walks go by directory descriptor and
+never follow a symlink: the tree's content is the agent's and may be hostile. Knows no FUSE.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from agentfuse.errors import BusyError, EnvironmentProblem, IntegrityError
+from agentfuse.home.quota import Ledger
+from agentfuse.regions import Region
+
+Status = Literal["restoring", "live", "clean"]
+"""``restoring``: shared/ is not whole yet, nobody wrote; ``live``: may hold what no snapshot holds;
+``clean``: everything durable is in the store."""
+
+
+class HomeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``home.json`` says of a home. ``*_at`` are seconds since the epoch."""
+
+    agent: str
+    execution: str
+    store: str
+    status: Status
+    created_at: float
+    ended_at: float | None = None
+    mountpoint: str | None = None
+
+
+class Home:
+    """The directory of one execution's home. Cheap: it holds paths, no descriptors."""
+
+    def __init__(self, state: Path, execution: str) -> None:
+        self.execution = execution
+        self.path = state / "homes" / execution
+        self.tree = self.path / "tree"
+        self.index = self.path / "index.db"
+        self.log = self.path / "daemon.log"
+
+    def record(self) -> HomeRecord | None:
+        """The home's record, or None when there is no home of this execution.
+
+        Raises ``IntegrityError`` when the record cannot be read.
+        """
+        path = self.path / "home.json"
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=HomeRecord)
+        except FileNotFoundError:
+            return None
+        except msgspec.DecodeError as error:
+            raise IntegrityError(
+                f"{path}: not a home's record: {error}",
+                hint=f"keep a copy of {self.tree}, then remove {self.path}",
+            ) from error
+
+    def write_record(self, record: HomeRecord) -> None:
+        """Replace the record; it appears whole or not at all, and survives a power cut."""
+        write_durably(self.path / "home.json", msgspec.json.encode(record) + b"\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the home for this process alone; raises ``BusyError`` when another one does."""
+        with locked_file(self.path / "lock", f"execution {self.execution} is mounted by another process"):
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a process holds the home now."""
+        try:
+            with self.locked():
+                return False
+        except BusyError:
+            return True
+        except EnvironmentProblem:
+            return False
+
+    def lay_out(self, regions: Iterable[Region], owner: tuple[int, int] | None) -> None:
+        """Make the tree's root and the regions' roots as far as they are missing.
+
+        ``owner``: uid and gid of the agent, or None when this process cannot give files away.
+        """
+        for region in sorted(regions, key=lambda region: not region.is_loose):
+            path = self.tree if region.is_loose else self.tree / region.name
+            try:
+                path.mkdir(mode=region.mode)
+            except FileExistsError:
+                continue
+            path.chmod(region.mode)
+            if owner and not region.root_only:
+                os.chown(path, *owner)
+
+
+def list_homes(state: Path) -> list[Home]:
+    """Every home of a state directory, whatever its status."""
+    try:
+        names = sorted(os.listdir(state / "homes"))
+    except FileNotFoundError:
+        return []
+    return [Home(state, name) for name in names]
+
+
+def now() -> float:
+    """Seconds since the epoch."""
+    return time.time()
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a small file of ours: temporary beside it, fsync, rename, fsync of the directory."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot write {path}: {os.strerror(error.errno or 0)}",
+            hint="the state directory must be writable and have free space; choose another with --state",
+        ) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def locked_file(path: Path, busy: str) -> Iterator[None]:
+    """Hold an flock on ``path`` (made when missing) or raise ``BusyError(busy)`` at once."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot open {path}: {os.strerror(error.errno or 0)}",
+            hint="the state directory must be writable; choose another with --state",
+        ) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(busy, hint="see `agentfuse ps`, or choose another") from None
+        yield
+    finally:
+        os.close(fd)
+
+
+class Weight:
+    """What a subtree counts for: ``bytes_used`` and ``files_used``, each inode once.
+
+    ``links_leave`` tells that an inode met here has another name outside of the subtree.
+    """
+
+    def __init__(self) -> None:
+        self.bytes_used = 0
+        self.files_used = 0
+        self._names_left: dict[tuple[int, int], int] = {}
+
+    @property
+    def links_leave(self) -> bool:
+        """Whether hard links lead out of what was weighed."""
+        return any(self._names_left.values())
+
+    def add(self, st: os.stat_result) -> None:
+        """Count one name."""
+        if st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode):
+            key = (st.st_dev, st.st_ino)
+            left = self._names_left.get(key)
+            self._names_left[key] = (st.st_nlink if left is None else left) - 1
+            if left is not None:
+                return
+        self.files_used += 1
+        if stat.S_ISREG(st.st_mode):
+            self.bytes_used += st.st_size
+
+
+def weigh(directory_fd: int, name: bytes, weight: Weight) -> Weight:
+    """Count ``name`` and everything below it, never following a symlink, however deep it is."""
+    st = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    weight.add(st)
+    if stat.S_ISDIR(st.st_mode):
+        fd = open_directory(name, directory_fd)
+        weigh_below(fd, weight)
+    return weight
+
+
+def weigh_below(fd: int, weight: Weight) -> None:
+    """Count everything below an open directory; takes the descriptor over and closes it."""
+    # One descriptor per level would run out on hostile depth, so directories yet to be read wait as
+    # (their parent's path from here) and are walked one component at a time from the top.
+    pending: list[tuple[bytes, ...]] = [()]
+    try:
+        while pending:
+            path = pending.pop()
+            here = _descend(fd, path)
+            try:
+                with os.scandir(here) as entries:
+                    for entry in entries:
+                        st = entry.stat(follow_symlinks=False)
+                        weight.add(st)
+                        if stat.S_ISDIR(st.st_mode):
+                            pending.append((*path, os.fsencode(entry.name)))
+            finally:
+                os.close(here)
+    finally:
+        os.close(fd)
+
+
+def _descend(fd: int, path: tuple[bytes, ...]) -> int:
+    here = open_directory(b".", fd)
+    for name in path:
+        try:
+            below = open_directory(name, here)
+        finally:
+            os.close(here)
+        here = below
+    return here
+
+
+def open_directory(name: bytes, directory_fd: int) -> int:
+    """Open a directory for reading, refusing symlinks.
+
+    An agent may lock a directory of its own (mode 0); a daemon that is not root lifts that for a moment.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(name, flags, dir_fd=directory_fd)
+    except PermissionError:
+        mode = os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode
+        if os.geteuid() == 0 or not stat.S_ISDIR(mode) or mode & 0o500 == 0o500:
+            raise
+        os.chmod(name, stat.S_IMODE(mode) | 0o700, dir_fd=directory_fd)
+        try:
+            return os.open(name, flags, dir_fd=directory_fd)
+        finally:
+            os.chmod(name, stat.S_IMODE(mode), dir_fd=directory_fd)
+
+
+def take_stock(tree: Path, ledger: Ledger) -> None:
+    """Set every account to what the tree on disk really holds."""
+    root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        loose = Weight()
+        for name in map(os.fsencode, os.listdir(root)):
+            account = ledger.by_directory.get(name)
+            if account is None:
+                weigh(root, name, loose)
+            else:
+                weight = Weight()
+                weigh_below(open_directory(name, root), weight)
+                account.bytes_used, account.files_used = weight.bytes_used, weight.files_used
+        ledger.loose.bytes_used, ledger.loose.files_used = loose.bytes_used, loose.files_used
+    finally:
+        os.close(root)
