@@ -1,0 +1,298 @@
+"""The snapshot document: one line of JSON for the header, one for each entry, one seal; gzip'd.
+
+The seal, the last line, is the SHA-256 of all bytes above it, so the document verifies itself
+(``docs/format.md`` shows how to do it by hand). Knows no store. What it decodes is sound
+(``entries.check``) or refused.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import hashlib
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import msgspec
+
+from agentfuse.errors import AgentfuseError, IntegrityError
+from agentfuse.snapshots.entries import Entry, Kind, Totals, UnsoundError, check, printable, totals_of
+
+FORMAT = 1
+MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
+"""Longest document, unpacked, that is written or read: some 800,000 entries."""
+
+_KIND: Literal["agentfuse snapshot"] = "agentfuse snapshot"
+_MAX = 2**62
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX)]
+Hash = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Mode = Annotated[str, msgspec.Meta(pattern=r"\A[0-7]{4}\Z")]
+Time = Annotated[str, msgspec.Meta(pattern=r"\A-?[0-9]{1,12}\.[0-9]{9}\Z")]
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A region at one moment. ``number`` counts from 1; ``parent`` is the snapshot it was made upon, or 0.
+
+    ``commit`` is unique to the attempt that wrote it; ``entries`` are in tree order, the root first.
+    """
+
+    agent: str
+    region: str
+    number: int
+    parent: int
+    execution: str
+    commit: str
+    reason: str
+    time: datetime.datetime
+    entries: list[Entry]
+
+    @property
+    def totals(self) -> Totals:
+        """What the entries amount to."""
+        return totals_of(self.entries)
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The document, packed. The same snapshot gives the same bytes.
+
+    Raises ``IntegrityError`` for a listing that :func:`decode` would refuse, ``AgentfuseError`` for one
+    that is too long.
+    """
+    encoder = msgspec.json.Encoder()
+    header = _Header(
+        format=FORMAT,
+        kind=_KIND,
+        agent=snapshot.agent,
+        region=snapshot.region,
+        number=snapshot.number,
+        parent=snapshot.parent,
+        execution=snapshot.execution,
+        commit=snapshot.commit,
+        reason=snapshot.reason,
+        time=snapshot.time,
+        totals=snapshot.totals,
+    )
+    name = f"{snapshot.region} {snapshot.number}"
+    lines = [encoder.encode(header)]
+    try:
+        lines.extend(encoder.encode(_to_line(entry)) for entry in check(snapshot.entries))
+    except UnsoundError as error:
+        raise IntegrityError(f"snapshot {name} cannot be written: {error}") from error
+    body = b"\n".join(lines) + b"\n"
+    if len(body) > MAX_DOCUMENT_BYTES:
+        raise AgentfuseError(
+            f"snapshot {name} would be {len(body):,} bytes long, the limit is {MAX_DOCUMENT_BYTES:,}",
+            hint="keep fewer files, or flatter directories",
+        )
+    seal = encoder.encode(_Seal(seal=hashlib.sha256(body).hexdigest())) + b"\n"
+    return gzip.compress(body + seal, compresslevel=6, mtime=0)
+
+
+def decode(data: bytes, name: str) -> Snapshot:
+    """Read a document. ``name`` is what errors call it.
+
+    Raises ``IntegrityError`` when it is damaged, unsound, or of a newer format.
+    """
+    try:
+        body = _unpack(data)
+        first = body.partition(b"\n")[0]
+        _check_format(first, name)
+        entries_from = io.BytesIO(_unsealed(body))
+        header = msgspec.json.decode(entries_from.readline(), type=_Header)
+        entries = list(check(_entries(entries_from)))
+        if totals_of(entries) != header.totals:
+            raise ValueError(f"its totals are {totals_of(entries)}, the header says {header.totals}")
+    except (ValueError, EOFError, zlib.error, UnsoundError) as error:
+        raise IntegrityError(
+            f"snapshot {name}: {error}",
+            hint="the document is damaged; see `agentfuse fsck` and earlier snapshots",
+        ) from error
+    return Snapshot(
+        agent=header.agent,
+        region=header.region,
+        number=header.number,
+        parent=header.parent,
+        execution=header.execution,
+        commit=header.commit,
+        reason=header.reason,
+        time=header.time,
+        entries=entries,
+    )
+
+
+# -- the lines as they are written
+
+
+class _Header(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    format: int
+    kind: Literal["agentfuse snapshot"]
+    agent: str
+    region: str
+    number: Annotated[int, msgspec.Meta(ge=1, lt=10**20)]
+    parent: Count
+    execution: str
+    commit: str
+    reason: str
+    time: datetime.datetime
+    totals: Totals
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+class _Seal(msgspec.Struct, forbid_unknown_fields=True):
+    seal: str
+
+
+class _Xattr(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    name: str | None = None
+    name_b64: bytes | None = None
+    value_b64: bytes
+
+
+class _Line(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Bytes that are UTF-8 stand as text, others in base64 under the name with ``_b64``."""
+
+    path: str | None = None
+    path_b64: bytes | None = None
+    type: Kind
+    mode: Mode
+    mtime: Time
+    size: Count | None = None
+    sha256: Hash | None = None
+    object: Hash | None = None
+    offset: Count | None = None
+    length: Count | None = None
+    target: str | None = None
+    target_b64: bytes | None = None
+    link: Count = 0
+    xattrs: list[_Xattr] | None = None
+
+
+def _to_line(entry: Entry) -> _Line:
+    path, path_b64 = _to_text(entry.path)
+    line = _Line(
+        path=path,
+        path_b64=path_b64,
+        type=entry.type,
+        mode=f"{entry.mode:04o}",
+        mtime=_to_time(entry.mtime_ns),
+        link=entry.link,
+    )
+    if entry.type == "file":
+        line.size = entry.size
+        line.sha256 = entry.sha256
+        if entry.size:
+            if not entry.object:
+                raise UnsoundError(entry.path, "its content has no place in the store")
+            line.object, line.offset, line.length = entry.object, entry.offset, entry.size
+    elif entry.type == "symlink":
+        line.target, line.target_b64 = _to_text(entry.target)
+    if entry.xattrs:
+        line.xattrs = [
+            _Xattr(name=text, name_b64=raw, value_b64=value)
+            for (text, raw), value in ((_to_text(name), value) for name, value in entry.xattrs)
+        ]
+    return line
+
+
+def _from_line(line: _Line) -> Entry:
+    path = _from_text(line.path, line.path_b64)
+    if line.type == "file":
+        if line.size is None or line.sha256 is None:
+            raise UnsoundError(path, "a file without size or hash")
+        if line.length != (line.size or None) or bool(line.object) != bool(line.size):
+            raise UnsoundError(path, "its size and the length of its place in the store differ")
+    return Entry(
+        path=path,
+        type=line.type,
+        mode=int(line.mode, 8),
+        mtime_ns=_from_time(line.mtime),
+        size=line.size or 0,
+        sha256=line.sha256 or "",
+        object=line.object or "",
+        offset=line.offset or 0,
+        target=_from_text(line.target, line.target_b64) if line.type == "symlink" else b"",
+        link=line.link,
+        xattrs=tuple((_from_text(x.name, x.name_b64), x.value_b64) for x in line.xattrs or ()),
+    )
+
+
+def _entries(lines: io.BytesIO) -> Iterator[Entry]:
+    decoder = msgspec.json.Decoder(_Line)
+    for number, line in enumerate(lines, start=2):
+        try:
+            yield _from_line(decoder.decode(line))
+        except ValueError as error:
+            raise ValueError(f"line {number} ({printable(line[:120])}): {error}") from error
+
+
+def _check_totals(entries: list[Entry], claimed: Totals) -> None:
+    found = totals_of(entries)
+    if found != claimed:
+        raise ValueError(f"its totals are {found}, its header says {claimed}")
+
+
+def _to_text(raw: bytes) -> tuple[str | None, bytes | None]:
+    try:
+        return raw.decode(), None
+    except UnicodeDecodeError:
+        return None, raw
+
+
+def _from_text(text: str | None, raw: bytes | None) -> bytes:
+    if (text is None) == (raw is None):
+        raise ValueError("a name must be given once, as text or in base64")
+    return text.encode() if raw is None and text is not None else raw or b""
+
+
+def _to_time(ns: int) -> str:
+    seconds, fraction = divmod(abs(ns), 10**9)
+    return f"{'-' if ns < 0 else ''}{seconds}.{fraction:09d}"
+
+
+def _from_time(text: str) -> int:
+    return int(text.replace(".", ""))
+
+
+# -- the envelope
+
+
+def _unpack(data: bytes) -> bytes:
+    unpacker = zlib.decompressobj(wbits=31)  # 31: gzip, whose own CRC finds the ordinary damage
+    body = unpacker.decompress(data, MAX_DOCUMENT_BYTES + 1)
+    if len(body) > MAX_DOCUMENT_BYTES:
+        raise ValueError(f"more than {MAX_DOCUMENT_BYTES:,} bytes long when unpacked")
+    if not unpacker.eof:
+        raise ValueError("truncated")
+    if unpacker.unused_data:
+        raise ValueError("followed by bytes that are not its own")
+    return body
+
+
+def _check_format(first_line: bytes, name: str) -> None:
+    found = msgspec.json.decode(first_line, type=_Format).format
+    if found != FORMAT:
+        raise IntegrityError(
+            f"snapshot {name}: written in format {found}, this version of agentfuse knows format {FORMAT}",
+            hint="install the agentfuse that wrote it, or a newer one",
+        )
+
+
+_SEAL_LINE = re.compile(rb'\{"seal":"[0-9a-f]{64}"\}\n')
+
+
+def _unsealed(body: bytes) -> bytes:
+    """The lines above the seal, once they are what it says."""
+    end = body.rfind(b"\n", 0, -1) + 1
+    if not _SEAL_LINE.fullmatch(body, end):
+        raise ValueError("without a seal on its last line")
+    content = body[:end]
+    if msgspec.json.decode(body[end:], type=_Seal).seal != hashlib.sha256(content).hexdigest():
+        raise ValueError("its seal is not the SHA-256 of the lines above it")
+    return content

@@ -1,0 +1,89 @@
+"""A region's numbered snapshots in an object store: which is newest, read one, commit the next.
+
+Commits are fenced by put-if-absent: of all who try number n, one wins. Knows nothing of contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from agentfuse.errors import IntegrityError, StoreError
+from agentfuse.objectstore.base import ObjectStore
+from agentfuse.snapshots.document import Snapshot, decode, encode
+from agentfuse.snapshots.layout import check_id, snapshot_key, snapshot_number, snapshots_prefix
+
+_PAGE = 1000  # how many keys one list request brings at least
+
+
+class History:
+    """The snapshots of one region of one agent. Remembers the newest number seen, so that asking is cheap."""
+
+    def __init__(self, store: ObjectStore, agent: str, region: str) -> None:
+        self._store = store
+        self._agent = check_id("agent", agent)
+        self._region = check_id("region", region)
+        self._known = 0
+
+    def newest(self) -> int:
+        """Number of the newest snapshot, 0 when there is none. One request, unless thousands are new."""
+        page = list(islice(self.numbers(after=self._known), _PAGE))
+        if page:
+            self._known = page[-1]
+        if len(page) == _PAGE:
+            self._known = self._gallop(self._known)
+        return self._known
+
+    def numbers(self, *, after: int = 0) -> Iterator[int]:
+        """The numbers there are beyond ``after``, ascending; with gaps where old ones were collected."""
+        prefix = snapshots_prefix(self._agent, self._region)
+        start_after = snapshot_key(self._agent, self._region, after) if after else ""
+        for found in self._store.list(prefix, start_after=start_after):
+            number = snapshot_number(found.key)
+            if number is not None:
+                yield number
+
+    def read(self, number: int) -> Snapshot:
+        """One snapshot, verified. Raises ``ObjectNotFoundError`` or ``IntegrityError``."""
+        key = snapshot_key(self._agent, self._region, number)
+        snapshot = decode(self._store.get(key), key)
+        claimed = (snapshot.agent, snapshot.region, snapshot.number)
+        if claimed != (self._agent, self._region, number):
+            raise IntegrityError(f"snapshot {key}: says it is {claimed}; it was put in another's place")
+        return snapshot
+
+    def commit(self, snapshot: Snapshot) -> bool:
+        """Write a snapshot at its number; whether it is the one that is there now.
+
+        A write that won although its answer was lost is recognised by its commit id. Raises
+        ``StoreError`` when the store failed: then the snapshot is not there, or not known to be.
+        """
+        key = snapshot_key(self._agent, self._region, snapshot.number)
+        document = encode(snapshot)
+        try:
+            won = self._store.put_if_absent(key, document)
+        except StoreError as error:
+            won = self._is_there_after_all(snapshot, error)
+        else:
+            won = won or self.read(snapshot.number).commit == snapshot.commit
+        if won:
+            self._known = max(self._known, snapshot.number)
+        return won
+
+    def _is_there_after_all(self, snapshot: Snapshot, failure: StoreError) -> bool:
+        try:
+            return self.read(snapshot.number).commit == snapshot.commit
+        except StoreError:
+            raise failure from None
+
+    def _gallop(self, low: int) -> int:
+        """The newest number, ``low`` being one of many: doubling steps, then halving ones, then a page."""
+        step = _PAGE
+        while (found := next(self.numbers(after=low + step), None)) is not None:
+            low, step = found, step * 2
+        high = low + step
+        while high - low > _PAGE:
+            middle = (low + high) // 2
+            found = next(self.numbers(after=middle), None)
+            low, high = (found, high) if found is not None else (low, middle)
+        return max(self.numbers(after=low), default=low)

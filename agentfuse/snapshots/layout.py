@@ -1,0 +1,62 @@
+"""Where an agent's objects and snapshots lie in an object store: the names, and nothing behind them."""
+
+from __future__ import annotations
+
+import re
+
+from agentfuse.errors import IntegrityError, UsageError
+
+DIGITS = 20
+SUFFIX = ".json.gz"
+_NUMBERED = re.compile(rf"(\d{{{DIGITS}}})(.*)", re.DOTALL)
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/]")
+
+
+def check_id(kind: str, value: str) -> str:
+    """Return an agent's, execution's or region's id, or raise ``UsageError`` if it cannot be part of a key.
+
+    An id is one path component of 1 to 200 bytes of UTF-8, without control characters and not
+    starting with a dot.
+    """
+    try:
+        size_bytes = len(value.encode())
+    except UnicodeEncodeError:
+        size_bytes = 0
+    if not 0 < size_bytes <= 200 or value.startswith(".") or _FORBIDDEN.search(value):
+        raise UsageError(
+            f"{kind} {value!r} is no valid id",
+            hint="use 1 to 200 bytes without '/' or control characters, not starting with a dot",
+        )
+    return value
+
+
+def object_key(agent: str, sha256: str) -> str:
+    """Key of an object; ``sha256`` is the lower-case hexadecimal hash of the object's bytes."""
+    return f"agents/{agent}/objects/{sha256[:2]}/{sha256}"
+
+
+def snapshots_prefix(agent: str, region: str) -> str:
+    """What the keys of a region's snapshots start with."""
+    return f"agents/{agent}/{region}/snapshots/"
+
+
+def snapshot_key(agent: str, region: str, number: int) -> str:
+    """Key of one snapshot; keys sort as their numbers do."""
+    return f"{snapshots_prefix(agent, region)}{number:0{DIGITS}d}{SUFFIX}"
+
+
+def snapshot_number(key: str) -> int | None:
+    """The number in a snapshot's key; None for a key that is no snapshot's.
+
+    Raises ``IntegrityError`` for a numbered document in a form that this version does not know:
+    overlooking it would be taking an older snapshot for the newest.
+    """
+    match = _NUMBERED.fullmatch(key.rpartition("/")[2])
+    if match is None:
+        return None
+    if match[2] != SUFFIX:
+        raise IntegrityError(
+            f"snapshot {key}: not in a form that this version of agentfuse knows",
+            hint="a newer agentfuse wrote it; install that one",
+        )
+    return int(match[1])
