@@ -1,0 +1,226 @@
+"""What was last synced of a region, in SQLite, so that a commit reads only the files that changed.
+
+All of it can be lost: a damaged database is moved aside, and everything is hashed again. The number of
+the snapshot that the tree was last equal to stands in a small file beside it (``index.base``), because
+it cannot be found out again. The only SQL of the durability part; knows no snapshots and no store.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import msgspec
+
+from agentfuse.errors import EnvironmentProblem
+from agentfuse.home.tree import write_durably
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+SCHEMA = 1
+
+
+class Row(NamedTuple):
+    """One path as it was when it was last synced.
+
+    ``ino``, ``size``, ``mtime_ns`` and ``ctime_ns`` tell whether a file is still the one it was.
+    ``xattrs`` are opaque bytes of the caller's; ``sha256`` and ``object`` are hexadecimal or empty.
+    """
+
+    path: bytes
+    ino: int
+    ctime_ns: int
+    type: str
+    mode: int
+    mtime_ns: int
+    size: int
+    sha256: str
+    object: str
+    offset: int
+    target: bytes
+    link: int
+    xattrs: bytes
+
+
+class Base(NamedTuple):
+    """What the rows are. ``number``: the newest snapshot known when they were written, 0 for none.
+
+    ``exact``: they are that snapshot's listing, path by path. ``lost``: they are gone, and ``number`` is
+    a snapshot that the tree was once equal to.
+    """
+
+    number: int
+    exact: bool
+    lost: bool = False
+
+
+class Index:
+    """The index of one home's region. Safe from any thread; opened at first use.
+
+    Raises ``EnvironmentProblem`` when the database can be neither opened nor made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._number_path = path.with_suffix(".base")
+        self._lock = threading.RLock()
+        self._db: Database | None = None
+
+    def load(self) -> tuple[Base, list[Row]]:
+        """All rows and what they are. Nothing written yet is snapshot 0, exactly, with no rows."""
+        with self._lock:
+            loaded = self._with_database(_load) if self._path.exists() else None
+            return loaded or (self._base_beside(), [])
+
+    def write(self, base: Base, *, changed: Iterable[Row], removed: Iterable[bytes] = ()) -> None:
+        """Note what was synced, in one transaction: new and changed rows, paths that are gone, the base."""
+        with self._lock:
+            self._with_database(lambda db: _write(db, base, changed, removed))
+            if base.exact:
+                write_durably(self._number_path, b"%d\n" % base.number)
+
+    def clear(self) -> None:
+        """Forget everything: the tree is about to be made anew."""
+        with self._lock:
+            self.close()
+            for path in (*self._files(), self._number_path):
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the database; the next use opens it again."""
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def _base_beside(self) -> Base:
+        try:
+            return Base(int(self._number_path.read_text()), exact=False, lost=True)
+        except (FileNotFoundError, ValueError):
+            return Base(0, exact=True)
+
+    def _with_database(self, work: Callable[[Database], _T]) -> _T | None:
+        """``work`` with the database; None if that was damaged, which moves it aside."""
+        try:
+            return work(self._open())
+        except (sqlite3.DatabaseError, ValueError) as error:
+            self.close()
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_MACHINE:
+                raise EnvironmentProblem(
+                    f"index {self._path}: {error}",
+                    hint="the state directory must be writable and have free space",
+                ) from error
+            aside = f"{self._path}.corrupt-{time.time_ns()}"
+            _log.warning("index %s: %s; moved to %s, all files are hashed again", self._path, error, aside)
+            for path in self._files():
+                if path.exists():
+                    os.replace(path, aside + path.name.removeprefix(self._path.name))
+            return None
+
+    def _open(self) -> Database:
+        if self._db is None:
+            # 9 MB and 90 ms, which the mount of an empty memory does not need.
+            from sqlite_utils import Database  # noqa: PLC0415
+
+            # The lock of this class is what makes one connection safe from several threads.
+            self._db = Database(sqlite3.connect(self._path, check_same_thread=False), execute_plugins=False)
+            _prepare(self._db)
+        return self._db
+
+    def _files(self) -> list[Path]:
+        return [self._path.with_name(self._path.name + suffix) for suffix in ("", "-wal", "-shm")]
+
+
+# -- SQL
+
+_COLUMNS = {
+    "path": bytes,
+    "ino": int,
+    "ctime_ns": int,
+    "type": str,
+    "mode": int,
+    "mtime_ns": str,  # an agent can set times that 64 bits of nanoseconds cannot hold
+    "size": int,
+    "sha256": str,
+    "object": str,
+    "offset": int,
+    "target": bytes,
+    "link": int,
+    "xattrs": bytes,
+    "check": int,
+}
+_INO, _MTIME = Row._fields.index("ino"), Row._fields.index("mtime_ns")
+
+_OF_THE_MACHINE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
+"""Errors that say nothing about the database itself, so it is not given up for them."""
+
+
+def _prepare(db: Database) -> None:
+    """Make the tables, or accept those that are there."""
+    found = db.execute("PRAGMA user_version").fetchone()[0]
+    if found not in (0, SCHEMA):
+        raise ValueError(f"schema {found}, this version of agentfuse knows {SCHEMA}")
+    db.enable_wal()
+    db.execute("PRAGMA synchronous = FULL")
+    if found == 0:
+        with db.atomic():
+            db.table("synced").create(_COLUMNS, pk="path", not_null=set(_COLUMNS), strict=True)
+            db.table("base").create({"id": int, "number": int, "exact": int, "rows": int}, pk="id")
+            db.execute(f"PRAGMA user_version = {SCHEMA}")
+
+
+def _load(db: Database) -> tuple[Base, list[Row]] | None:
+    found = db.execute("SELECT number, exact, rows FROM base").fetchone()
+    if found is None:
+        return None
+    rows = [_from_columns(columns) for columns in db.execute("SELECT * FROM synced ORDER BY path")]
+    if len(rows) != found[2]:
+        raise ValueError(f"{len(rows)} rows of {found[2]}")
+    return Base(found[0], bool(found[1])), rows
+
+
+def _write(db: Database, base: Base, changed: Iterable[Row], removed: Iterable[bytes]) -> None:
+    insert = f"INSERT OR REPLACE INTO synced VALUES ({','.join('?' * len(_COLUMNS))})"
+    with db.atomic():
+        db.conn.executemany("DELETE FROM synced WHERE path = ?", ((path,) for path in removed))
+        db.conn.executemany(insert, map(_to_columns, changed))
+        record = {"id": 1, "number": base.number, "exact": int(base.exact), "rows": db.table("synced").count}
+        db.table("base").upsert(record, pk="id")
+
+
+def _to_columns(row: Row) -> tuple[object, ...]:
+    ino = row.ino - 2**64 if row.ino >= 2**63 else row.ino  # SQLite's integers are signed
+    columns = (*row[:_INO], ino, *row[_INO + 1 : _MTIME], str(row.mtime_ns), *row[_MTIME + 1 :])
+    return (*columns, _checksum(columns))
+
+
+def _from_columns(columns: tuple[Any, ...]) -> Row:
+    if _checksum(columns[:-1]) != columns[-1]:
+        raise ValueError(f"wrong checksum at {columns[0]!r}")
+    row = Row._make(columns[:-1])
+    return row._replace(ino=row.ino % 2**64, mtime_ns=int(columns[_MTIME]))
+
+
+def _checksum(columns: tuple[object, ...]) -> int:
+    """SQLite would not notice a flipped bit in a value; a wrong hash must not get into a snapshot."""
+    return zlib.crc32(msgspec.msgpack.encode(columns))
