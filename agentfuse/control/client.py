@@ -14,17 +14,18 @@ import httpx
 from agentfuse.control.registry import socket_address
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError
 
-_ANSWER_DEADLINE_S = 30.0  # an unmount sends something every second while it works
+ANSWER_DEADLINE_S = 30.0  # an unmount sends something every second while it works
 
 
 class ControlClient:
     """A mount's operations, by its control socket. Every error is an AgentfuseError.
 
-    A socket without a daemon is NotFoundError; a daemon that does not answer is BusyError.
+    A socket without a daemon is NotFoundError; a daemon silent for ``deadline_s`` is BusyError.
     """
 
-    def __init__(self, socket_path: Path) -> None:
+    def __init__(self, socket_path: Path, *, deadline_s: float = ANSWER_DEADLINE_S) -> None:
         self._path = socket_path
+        self._deadline_s = deadline_s
 
     def status(self) -> dict[str, Any]:
         """The mount as the daemon describes it."""
@@ -68,7 +69,7 @@ class ControlClient:
             httpx.Client(
                 transport=httpx.HTTPTransport(uds=address),
                 base_url="http://agentfuse",
-                timeout=_ANSWER_DEADLINE_S,
+                timeout=self._deadline_s,
             ) as http,
             _map_httpx(self._path),
         ):

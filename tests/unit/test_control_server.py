@@ -303,12 +303,9 @@ def test_a_socket_without_a_daemon_is_not_found(tmp_path: Path, listener: socket
         list(ControlClient(tmp_path / "s").unmount())
 
 
-def test_a_hung_daemon_is_busy(
-    tmp_path: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agentfuse.control.client._ANSWER_DEADLINE_S", 0.05)
+def test_a_hung_daemon_is_busy(tmp_path: Path, listener: socket.socket) -> None:
     with pytest.raises(BusyError, match="does not answer"):
-        ControlClient(tmp_path / "s").status()
+        ControlClient(tmp_path / "s", deadline_s=0.05).status()
 
 
 @pytest.mark.parametrize(

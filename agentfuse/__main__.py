@@ -1,0 +1,5 @@
+"""``python -m agentfuse``."""
+
+from agentfuse.cli import main
+
+main()

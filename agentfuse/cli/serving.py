@@ -1,0 +1,225 @@
+"""Starts the daemon of a mount: in this process, or in a child that reports when it is ready.
+
+The daemon and what it needs are imported where it runs, so that a waiting parent stays small.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import logging
+import logging.handlers
+import os
+import signal
+import traceback
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from agentfuse.cli.output import LogReporter, say, terminal_reporter
+from agentfuse.config import Config, parse_agent_id, parse_execution_id
+from agentfuse.control.mountinfo import resolve_mountpoint
+from agentfuse.errors import AgentfuseError
+from agentfuse.progress import Progress, Reporter
+
+_LOG_BYTES = 4 * 1024 * 1024
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Which home shall be mounted where; ids are valid and the mountpoint resolved."""
+
+    mountpoint: Path
+    agent: str
+    execution: str
+    ephemeral: bool
+
+    @classmethod
+    def of(cls, mountpoint: Path, agent: str, execution: str | None) -> Request:
+        """Check what the command line says; an execution that nobody named gets a new id."""
+        return cls(
+            mountpoint=resolve_mountpoint(mountpoint),
+            agent=parse_agent_id(agent),
+            execution=parse_execution_id(execution) if execution is not None else str(uuid.uuid4()),
+            ephemeral=execution is None,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.mountpoint} (agent {self.agent}, execution {self.execution})"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A daemon in the background that is ready. It is a child of this process."""
+
+    pid: int
+    status: dict[str, Any]
+
+
+def serve_foreground(config: Config, request: Request) -> None:
+    """Be the daemon until the mount ends; raises as ``daemon.serve`` does."""
+    _log_to(logging.StreamHandler(), "agentfuse: %(levelname)s %(name)s: %(message)s")
+
+    def on_ready(status: dict[str, object]) -> None:
+        say(f"ready: {request}, pid {status['pid']}")
+        say(f"end it with: agentfuse umount {request.mountpoint} (or Ctrl-C)")
+
+    _serve(config, request, terminal_reporter(), on_ready)
+    say("everything is durable")
+
+
+def start_background(
+    config: Config, request: Request, reporter: Reporter, *, ends_with_us: bool = False
+) -> Started:
+    """Start the daemon in a session of its own and return when it is ready.
+
+    ``reporter`` hears of the restore. ``ends_with_us``: should this process die, the daemon unmounts
+    and flushes. Raises the daemon's own error when it does not become ready. Forks: call it before
+    there are threads.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        _background(config, request, reporter, writer, ends_with_us)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        try:
+            answer = pipe.readline()
+        except KeyboardInterrupt:
+            os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
+            raise
+    message = json.loads(answer) if answer.endswith(b"\n") else {}
+    if "ready" in message:
+        return Started(pid, message["ready"])
+    _, code = os.waitpid(pid, 0)
+    raise _failure(message, code)
+
+
+def _failure(message: dict[str, Any], wait_status: int) -> AgentfuseError:
+    if "error" not in message:
+        code = os.waitstatus_to_exitcode(wait_status)
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        return AgentfuseError(f"the daemon {how} before it was ready", hint="run it without --background")
+    error = AgentfuseError(message["error"]["message"], hint=message["error"]["hint"])
+    error.exit_code = message["error"]["exit_code"]  # type: ignore[misc]
+    return error
+
+
+def _background(
+    config: Config, request: Request, reporter: Reporter, pipe: int, ends_with_us: bool
+) -> NoReturn:
+    """The child's whole life. Never returns into the parent's code."""
+    code = AgentfuseError.exit_code
+    try:
+        code = _Background(config, request, reporter, pipe).run(ends_with_us)
+    except BaseException:  # noqa: BLE001 -- the outermost edge of this process
+        traceback.print_exc()
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+class _Background:
+    """The daemon in its child: tells the parent once how it started, then only its log."""
+
+    def __init__(self, config: Config, request: Request, reporter: Reporter, pipe: int) -> None:
+        self._config = config
+        self._request = request
+        self._reporter = reporter
+        self._pipe: IO[bytes] | None = os.fdopen(pipe, "wb")
+
+    def run(self, ends_with_us: bool) -> int:
+        os.setsid()
+        if ends_with_us:
+            parent = os.getppid()
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:
+                return 0
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        _log_to(logging.StreamHandler(), "agentfuse: %(levelname)s %(name)s: %(message)s")
+        try:
+            _serve(self._config, self._request, self, self._ready)
+        except AgentfuseError as error:
+            return self._failed(error)
+        except Exception as error:
+            logging.getLogger(__name__).exception("unexpected error")
+            return self._failed(AgentfuseError(f"unexpected {type(error).__name__}: {error}"))
+        logging.getLogger("agentfuse").info("everything is durable")
+        return 0
+
+    def say(self, text: str) -> None:
+        """To the parent's terminal until ready, to the log from then on."""
+        self._reporter.say(text)
+
+    def progress(self, moment: Progress) -> None:
+        """As ``say``."""
+        self._reporter.progress(moment)
+
+    def _ready(self, status: dict[str, object]) -> None:
+        log = self._config.state / "homes" / self._request.execution / "daemon.log"
+        handler = _LogFile(log)
+        _log_to(handler, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+        handler.acquire()
+        try:
+            os.dup2(handler.stream.fileno(), 1)
+            os.dup2(handler.stream.fileno(), 2)
+        finally:
+            handler.release()
+        self._reporter = LogReporter()
+        self._reporter.say(f"ready: {self._request}, pid {os.getpid()}")
+        self._tell({"ready": status})
+
+    def _failed(self, error: AgentfuseError) -> int:
+        if self._pipe:
+            self._tell(
+                {"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}}
+            )
+        else:
+            logging.getLogger("agentfuse").error("%s", error)
+        return error.exit_code
+
+    def _tell(self, message: dict[str, object]) -> None:
+        if self._pipe:
+            try:
+                self._pipe.write(json.dumps(message).encode() + b"\n")
+                self._pipe.close()
+            except BrokenPipeError:
+                logging.getLogger(__name__).warning("whoever started this mount did not wait for it")
+            self._pipe = None
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log that an agent cannot fill the disk with, readable by its owner only."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=_LOG_BYTES, backupCount=1, errors="backslashreplace")
+
+    def _open(self) -> Any:
+        def private(path: str, flags: int) -> int:
+            return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+        return open(self.baseFilename, "a", encoding="utf-8", errors=self.errors, opener=private)
+
+
+def _serve(config: Config, request: Request, reporter: Reporter, on_ready: Any) -> None:
+    from agentfuse import daemon  # noqa: PLC0415  only the process that mounts pays for it
+
+    # A terminal that closes ends its mount as any other end does: with a flush.
+    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    faulthandler.register(signal.SIGUSR1)
+    spec = daemon.MountSpec(request.mountpoint, request.agent, request.execution, request.ephemeral)
+    daemon.serve(config, spec, reporter, on_ready=on_ready)
+
+
+def _log_to(handler: logging.Handler, form: str) -> None:
+    debug = bool(os.environ.get("AGENTFUSE_DEBUG"))
+    handler.setFormatter(logging.Formatter(form))
+    logging.basicConfig(handlers=[handler], force=True, level=logging.WARNING)
+    logging.getLogger("agentfuse").setLevel(logging.DEBUG if debug else logging.INFO)
