@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from pyfuse3 import FUSEError
 
@@ -46,11 +46,10 @@ def to_fuse_error(error: Exception, operation: str) -> FUSEError:
 
 def handler(
     function: Callable[Concatenate[S, P], R],
-) -> Callable[Concatenate[S, P], Awaitable[R]]:
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
     """Make a FUSE handler of a plain function: being no coroutine, it acts without a checkpoint."""
     operation = function.__name__
 
-    @functools.wraps(function)
     async def handle(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
         self.requests[operation] += 1
         try:
@@ -58,16 +57,16 @@ def handler(
         except Exception as error:  # noqa: BLE001  # the edge: every error is answered
             raise to_fuse_error(error, operation) from None
 
+    functools.update_wrapper(handle, function)
     return handle
 
 
 def slow_handler(
     function: Callable[Concatenate[S, P], Awaitable[R]],
-) -> Callable[Concatenate[S, P], Awaitable[R]]:
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
     """Make a FUSE handler of a coroutine: one that waits for a thread (fsync), so others go on meanwhile."""
     operation = function.__name__
 
-    @functools.wraps(function)
     async def handle(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
         self.requests[operation] += 1
         try:
@@ -75,6 +74,7 @@ def slow_handler(
         except Exception as error:  # noqa: BLE001  # the edge: every error is answered
             raise to_fuse_error(error, operation) from None
 
+    functools.update_wrapper(handle, function)
     return handle
 
 
@@ -89,5 +89,3 @@ OPERATIONS: tuple[str, ...] = (
     "opendir", "readdir", "releasedir", "statfs", "access",
     "getxattr", "setxattr", "listxattr", "removexattr",
 )  # fmt: skip
-
-

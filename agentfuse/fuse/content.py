@@ -146,6 +146,10 @@ class Content:
         except KeyError:
             raise OSError(errno.EBADF, "unknown handle") from None
 
+    def open_count(self) -> int:
+        """How many files are open."""
+        return len(self._open)
+
     def close(self) -> None:
         """Close every backing file."""
         for file in self._open.values():

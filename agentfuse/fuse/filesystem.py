@@ -54,9 +54,7 @@ class Filesystem:
     ``allow_devices``: whether device nodes may be made (the mount has ``dev``).
     """
 
-    def __init__(
-        self, inodes: InodeTable, ledger: Ledger, *, gives_away: bool, allow_devices: bool
-    ) -> None:
+    def __init__(self, inodes: InodeTable, ledger: Ledger, *, gives_away: bool, allow_devices: bool) -> None:
         self.inodes = inodes
         self.ledger = ledger
         self.content = Content(inodes)
@@ -214,9 +212,7 @@ class Filesystem:
             raise
         return self._referred(parent, name, st)
 
-    def _give(
-        self, parent: Inode, fd: int, name: bytes | None, mode: int | None, caller: Caller
-    ) -> None:
+    def _give(self, parent: Inode, fd: int, name: bytes | None, mode: int | None, caller: Caller) -> None:
         """Make a new file its caller's. ``fd`` is the file, or its directory when ``name`` is given.
 
         The backing filesystem has already inherited the group of a setgid directory. A change of
@@ -232,7 +228,9 @@ class Filesystem:
             if mode is not None and mode & (stat.S_ISUID | stat.S_ISGID):
                 if stat.S_ISDIR(mode) and setgid:
                     mode |= stat.S_ISGID
-                os.chmod(fd if name is None else name, stat.S_IMODE(mode), dir_fd=None if name is None else fd)
+                os.chmod(
+                    fd if name is None else name, stat.S_IMODE(mode), dir_fd=None if name is None else fd
+                )
 
     @staticmethod
     def _unmake(directory_fd: int, name: bytes, account: Account) -> None:

@@ -28,8 +28,8 @@ class Inode:
 
     ``parent`` and ``name`` are one name it has (None when it has none that we know), ``more_names``
     the other known ones of a hard-linked file. ``lookups`` is the kernel's reference count,
-    ``children`` counts known names below this directory, ``dir_fd`` is its descriptor or -1. ``last_stat`` is set once the last name is
-    gone; ``file`` while it is open.
+    ``children`` counts known names below this directory, ``dir_fd`` is its descriptor or -1.
+    ``last_stat`` is set once the last name is gone; ``file`` while it is open.
     """
 
     __slots__ = (

@@ -115,7 +115,7 @@ class Operations(pyfuse3.Operations):
         self._fs.rmdir(parent_inode, name)
 
     @handler
-    def rename(
+    def rename(  # noqa: PLR0917  # pyfuse3 calls it so
         self,
         parent_inode_old: int,
         name_old: bytes,

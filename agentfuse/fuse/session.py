@@ -1,0 +1,124 @@
+"""One FUSE session: from the backing tree to a mounted, served home. pyfuse3 allows one a process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from agentfuse.errors import EnvironmentProblem
+from agentfuse.fuse.filesystem import Filesystem
+from agentfuse.fuse.inodes import InodeTable
+from agentfuse.fuse.operations import Operations
+from agentfuse.fuse.xattrs import Xattrs
+from agentfuse.home.quota import Ledger
+
+log = logging.getLogger(__name__)
+
+_READ_AHEAD_KIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How to mount. ``extra`` are mount options of libfuse's such as dev, suid."""
+
+    allow_other: bool
+    xattrs: bool
+    extra: tuple[str, ...]
+
+
+class Session:
+    """A mounted home. Make it with ``mounted``; run it once; stop it from the trio thread."""
+
+    def __init__(self, tree: Path, ledger: Ledger, options: SessionOptions) -> None:
+        self.ledger = ledger
+        self.ready = trio.Event()
+        self._options = options
+        self._root_fd = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._inodes = InodeTable(self._root_fd, ledger.loose, max_directory_fds=max(16, descriptors // 4))
+        self._filesystem = Filesystem(
+            self._inodes,
+            ledger,
+            gives_away=os.geteuid() == 0,
+            allow_devices="dev" in options.extra,
+        )
+        self._operations = Operations(
+            self._filesystem,
+            Xattrs(self._inodes, enabled=options.xattrs),
+            on_init=self.ready.set,
+            free_bytes=self._free_bytes,
+        )
+
+    def fuse_options(self) -> set[str]:
+        """The options handed to libfuse. nosuid and nodev are its defaults."""
+        wanted = {"fsname=agentfuse", "subtype=agentfuse", "default_permissions", *self._options.extra}
+        return wanted | {"allow_other"} if self._options.allow_other else wanted
+
+    @property
+    def operations(self) -> Operations:
+        """The handlers."""
+        return self._operations
+
+    async def run(self) -> None:
+        """Answer the kernel until the home is unmounted or ``stop`` is called."""
+        await pyfuse3.main(min_tasks=1, max_tasks=20)
+
+    @staticmethod
+    def stop() -> None:
+        """Stop answering: whoever still holds files of the home gets ENOTCONN."""
+        pyfuse3.terminate()
+
+    def as_dict(self) -> dict[str, object]:
+        """``{requests: {operation: count}, inodes_known, files_open}``."""
+        return {
+            "requests": dict(self._operations.requests),
+            "inodes_known": len(self._inodes),
+            "files_open": self._filesystem.content.open_count(),
+        }
+
+    def close(self) -> None:
+        """Close all backing descriptors."""
+        self._filesystem.content.close()
+        self._inodes.close()
+
+    def _free_bytes(self) -> int:
+        disk = os.fstatvfs(self._root_fd)
+        return disk.f_bavail * disk.f_frsize
+
+
+@contextlib.contextmanager
+def mounted(tree: Path, mountpoint: Path, ledger: Ledger, options: SessionOptions) -> Iterator[Session]:
+    """Mount ``tree`` at ``mountpoint``; on leaving, the connection to the kernel is closed.
+
+    Unmounting is the caller's: what is found at the path then may be somebody else's mount.
+    Raises ``EnvironmentProblem`` when the kernel or fusermount3 refuses.
+    """
+    session = Session(tree, ledger, options)
+    try:
+        try:
+            pyfuse3.init(session.operations, str(mountpoint), session.fuse_options())
+        except RuntimeError as error:
+            raise EnvironmentProblem(
+                f"the kernel refused the mount at {mountpoint} ({error})",
+                hint="mounting needs root (CAP_SYS_ADMIN) or fusermount3; see `agentfuse doctor`",
+            ) from error
+        try:
+            yield session
+        finally:
+            pyfuse3.close(unmount=False)
+    finally:
+        session.close()
+
+
+def widen_read_ahead(minor: int) -> None:
+    """Let the kernel read ahead as much as one request carries; only root may, and nothing depends on it."""
+    with contextlib.suppress(OSError):
+        Path(f"/sys/class/bdi/0:{minor}/read_ahead_kb").write_text(f"{_READ_AHEAD_KIB}\n")

@@ -1,0 +1,175 @@
+"""The directory that a home is mounted on: fit for it before, closed to writes while nothing is mounted.
+
+Never stats a path that may be a dead mount; asks mountinfo instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from agentfuse.control.mountinfo import mounts_at
+from agentfuse.errors import EnvironmentProblem, MountError
+
+CLOSED_MODE = 0o555
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_FUSERMOUNT_DEADLINE_S = 60.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def prepare(mountpoint: Path) -> bool:
+    """Make sure that a resolved mountpoint can be mounted on.
+
+    A stale mount of ours is detached first; the caller holds the mountpoint's lock, so its daemon is
+    dead. Returns whether there was one. Raises ``MountError`` and ``EnvironmentProblem``.
+    """
+    replaced = _detach_stale(mountpoint)
+    try:
+        st = os.stat(mountpoint)
+        entries = os.listdir(mountpoint)
+    except FileNotFoundError:
+        raise MountError(f"{mountpoint} does not exist", hint=f"mkdir -p {mountpoint}") from None
+    except NotADirectoryError:
+        raise MountError(f"{mountpoint} is not a directory", hint="give an empty directory") from None
+    except OSError as error:
+        raise MountError(
+            f"{mountpoint} cannot be read: {os.strerror(error.errno or 0)}",
+            hint="give a directory of your own",
+        ) from error
+    if not stat.S_ISDIR(st.st_mode):
+        raise MountError(f"{mountpoint} is not a directory", hint="give an empty directory")
+    if entries:
+        raise MountError(
+            f"{mountpoint} is not empty ({len(entries)} entries): they would be hidden by the mount",
+            hint="move them away, or give another directory",
+        )
+    if os.geteuid() != 0:
+        _require_fusermount(mountpoint, st)
+    return replaced
+
+
+@contextlib.contextmanager
+def closed_below(mountpoint: Path) -> Iterator[Callable[[], None]]:
+    """Around a mount: leave the directory below it 0555, and root's when we are root, for good.
+
+    Yields what to call once it is mounted: fusermount3 mounts only on what its user may write, so an
+    ordinary user's directory is closed then, through a descriptor from before the mount covered it.
+    """
+    below = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.geteuid() == 0:
+            os.fchown(below, 0, 0)
+            os.fchmod(below, CLOSED_MODE)
+        else:
+            os.fchmod(below, stat.S_IMODE(os.fstat(below).st_mode) | 0o700)
+        yield lambda: os.fchmod(below, CLOSED_MODE)
+    finally:
+        os.fchmod(below, CLOSED_MODE)
+        os.close(below)
+
+
+def require_fuse() -> None:
+    """Raise ``EnvironmentProblem`` unless this machine lets us open /dev/fuse."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise EnvironmentProblem(
+            "/dev/fuse is missing", hint="modprobe fuse; in a container add --device /dev/fuse"
+        ) from None
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise EnvironmentProblem(
+                "/dev/fuse may not be opened by this user",
+                hint="run as root, or make it mode 0666 as distributions do (udev rule for fuse)",
+            ) from None
+        raise EnvironmentProblem(
+            f"/dev/fuse does not work: {os.strerror(error.errno or 0)}", hint="modprobe fuse"
+        ) from error
+
+
+def may_allow_other() -> bool:
+    """Whether other users may be let in: always as root, else only when /etc/fuse.conf says so."""
+    if os.geteuid() == 0:
+        return True
+    try:
+        lines = Path("/etc/fuse.conf").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(line.split("#")[0].strip() == "user_allow_other" for line in lines)
+
+
+def detach(mountpoint: Path, *, lazy: bool) -> None:
+    """Unmount what is on top at ``mountpoint``; blocks while the kernel writes back.
+
+    Raises ``MountError`` when it is busy (never when ``lazy``) or not mounted.
+    """
+    if os.geteuid() != 0:
+        _fusermount_unmount(mountpoint, lazy=lazy)
+        return
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+    if _libc.umount2(os.fsencode(mountpoint), flags) != 0:
+        raise _unmount_error(mountpoint, ctypes.get_errno())
+
+
+def write_back(mountpoint: Path) -> None:
+    """Have the kernel send what was changed through mmap; blocks, so never on the daemon's loop."""
+    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _libc.syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+def _detach_stale(mountpoint: Path) -> bool:
+    found = mounts_at(mountpoint)
+    if found and not found[-1].is_ours:
+        raise MountError(
+            f"{mountpoint} is already a mount ({found[-1].fstype})",
+            hint=f"umount {mountpoint}, or give another directory",
+        )
+    ours = [entry for entry in found if entry.is_ours]
+    for _ in ours:  # they stack
+        detach(mountpoint, lazy=True)
+    return bool(ours)
+
+
+def _require_fusermount(mountpoint: Path, st: os.stat_result) -> None:
+    if shutil.which("fusermount3") is None:
+        raise EnvironmentProblem(
+            "fusermount3 is missing: without it only root can mount", hint="apt-get install fuse3"
+        )
+    if st.st_uid != os.geteuid():
+        raise MountError(f"{mountpoint} belongs to another user", hint="give a directory of your own")
+
+
+def _fusermount_unmount(mountpoint: Path, *, lazy: bool) -> None:
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_FUSERMOUNT_DEADLINE_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MountError(f"fusermount3 did not unmount {mountpoint}: {error}") from error
+    if done.returncode != 0:
+        code = errno.EBUSY if "busy" in done.stderr.lower() else errno.EINVAL
+        raise _unmount_error(mountpoint, code)
+
+
+def _unmount_error(mountpoint: Path, code: int) -> MountError:
+    if code == errno.EBUSY:
+        return MountError(
+            f"{mountpoint} is busy: a process works in it or has a file of it open",
+            hint="end that process, or unmount with --lazy",
+        )
+    if code == errno.EINVAL:
+        return MountError(f"{mountpoint} is not mounted", hint="agentfuse ps lists the mounts")
+    return MountError(f"{mountpoint} cannot be unmounted: {os.strerror(code)}")
