@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def mount(
     mountpoint: options.Mountpoint,
+    *,
     agent: options.Agent,
     execution: options.Execution = None,
     store: options.Store = None,

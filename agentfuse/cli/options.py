@@ -10,7 +10,9 @@ import typer
 
 from agentfuse.config import Config, load_config
 
-Mountpoint = Annotated[Path, typer.Argument(help="Where the home is, or will be, mounted.")]
+Mountpoint = Annotated[
+    Path, typer.Argument(metavar="MOUNTPOINT", help="Where the home is, or will be, mounted.")
+]
 Agent = Annotated[str, typer.Option("--agent", help="The agent whose home it is.")]
 Execution = Annotated[
     str | None, typer.Option("--execution", help="The execution's id; a new one if left out.")

@@ -149,8 +149,14 @@ class _Background:
         except AgentfuseError as error:
             return self._failed(error)
         except Exception as error:
-            logging.getLogger(__name__).exception("unexpected error")
-            return self._failed(AgentfuseError(f"unexpected {type(error).__name__}: {error}"))
+            if self._pipe is None or os.environ.get("AGENTFUSE_DEBUG"):
+                logging.getLogger(__name__).exception("unexpected error")
+            return self._failed(
+                AgentfuseError(
+                    f"unexpected {type(error).__name__}: {error}",
+                    hint="this is a mistake of agentfuse; AGENTFUSE_DEBUG=1 shows where",
+                )
+            )
         logging.getLogger("agentfuse").info("everything is durable")
         return 0
 
@@ -164,14 +170,10 @@ class _Background:
 
     def _ready(self, status: dict[str, object]) -> None:
         log = self._config.state / "homes" / self._request.execution / "daemon.log"
-        handler = _LogFile(log)
-        _log_to(handler, "%(asctime)s %(levelname)s %(name)s: %(message)s")
-        handler.acquire()
-        try:
-            os.dup2(handler.stream.fileno(), 1)
-            os.dup2(handler.stream.fileno(), 2)
-        finally:
-            handler.release()
+        _log_to(_LogFile(log), "%(asctime)s %(levelname)s %(name)s: %(message)s")
+        with open(log, "ab") as file:  # for what libfuse and a dying interpreter write
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
         self._reporter = LogReporter()
         self._reporter.say(f"ready: {self._request}, pid {os.getpid()}")
         self._tell({"ready": status})

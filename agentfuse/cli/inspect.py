@@ -1,0 +1,208 @@
+"""Verbs that only look: ``ps``, ``status``, ``df``."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agentfuse.cli import options
+from agentfuse.cli.output import note, print_json, say
+from agentfuse.cli.tables import duration, print_table, share, used_of
+from agentfuse.config import format_size
+from agentfuse.control.client import ControlClient
+from agentfuse.control.registry import PublishedMount, Registry, open_registry
+from agentfuse.errors import AgentfuseError, BusyError, NotFoundError
+from agentfuse.home.tree import list_homes
+
+_DEADLINE_S = 5.0
+_BUSIEST = 8
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's verbs."""
+    app.command()(ps)
+    app.command()(status)
+    app.command()(df)
+
+
+def ps(*, json: options.Json = False, state: options.State = None, config: options.ConfigFile = None) -> None:
+    """List the mounts of this host, and the homes whose work is not in the store yet."""
+    settings = options.configure(config=config, state=state)
+    mounts = open_registry(os.environ).list()
+    rows = [_mount_row(entry) for entry in mounts]
+    states = {settings.state, *(Path(entry.record.state) for entry in mounts)}
+    rows += _unflushed_rows(sorted(states), {str(row["execution"]) for row in rows})
+    if json:
+        print_json(rows)
+    elif not rows:
+        say("nothing is mounted, and nothing is unflushed")
+    else:
+        print_table(
+            ("AGENT", "EXECUTION", "MOUNTPOINT", "PID", "UPTIME", "SHARED", "STATE"),
+            [_ps_cells(row) for row in rows],
+            right=("PID", "UPTIME"),
+        )
+
+
+def status(mountpoint: options.Mountpoint, *, json: options.Json = False) -> None:
+    """Show everything that the daemon of a mount knows of itself."""
+    answer = _ask(open_registry(os.environ), mountpoint)
+    if json:
+        print_json(answer)
+        return
+    facts = ("mountpoint", "agent", "execution", "state", "pid", "store", "state_dir")
+    cells = [(name, answer[name]) for name in facts if name in answer]
+    cells.append(("uptime", duration(time.time() - float(answer["started_at"]))))
+    cells.append(("memory", format_size(int(answer["rss_bytes"]))))
+    print_table(("", ""), cells)
+    say("")
+    print_table(("REGION", "BYTES", "", "FILES", ""), [_region_cells(*item) for item in _regions(answer)])
+    say("")
+    requests = sorted(answer["fuse"]["requests"].items(), key=lambda item: -item[1])
+    print_table(("REQUESTS", ""), requests[:_BUSIEST], right=("",))
+
+
+def df(
+    mountpoints: Annotated[
+        list[Path] | None, typer.Argument(metavar="[MOUNTPOINT]...", help="Which mounts; all if left out.")
+    ] = None,
+    *,
+    json: options.Json = False,
+) -> None:
+    """Show how full each region of each mount is."""
+    registry = open_registry(os.environ)
+    if mountpoints:
+        answers = [_ask(registry, mountpoint) for mountpoint in mountpoints]
+    else:
+        answers = [answer for entry in registry.list() if entry.alive and (answer := _try_to_ask(entry))]
+    if json:
+        where = ("mountpoint", "agent", "execution")
+        print_json(
+            [
+                {name: answer[name] for name in where} | {"region": region} | use
+                for answer in answers
+                for region, use in _regions(answer)
+            ]
+        )
+    elif not answers:
+        say("nothing is mounted")
+    else:
+        print_table(
+            ("MOUNTPOINT", "REGION", "BYTES", "", "FILES", ""),
+            [
+                (answer["mountpoint"], *_region_cells(*item))
+                for answer in answers
+                for item in _regions(answer)
+            ],
+        )
+
+
+def _ask(registry: Registry, mountpoint: Path) -> dict[str, Any]:
+    entry = registry.find(mountpoint)
+    if not entry.alive:
+        raise NotFoundError(
+            f"the daemon of {entry.record.mountpoint} is dead",
+            hint=f"agentfuse umount {entry.record.mountpoint} cleans up; mounting again finishes its work",
+        )
+    return ControlClient(entry.socket, deadline_s=_DEADLINE_S).status()
+
+
+def _try_to_ask(entry: PublishedMount) -> dict[str, Any] | None:
+    try:
+        return ControlClient(entry.socket, deadline_s=_DEADLINE_S).status()
+    except AgentfuseError as error:
+        note(f"agentfuse: {error}")
+        return None
+
+
+def _regions(answer: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
+    return list(answer["regions"].items())
+
+
+def _region_cells(name: str, use: dict[str, int]) -> tuple[object, ...]:
+    return (
+        name,
+        used_of(use["bytes_used"], use["bytes_quota"]),
+        share(use["bytes_used"], use["bytes_quota"]),
+        f"{use['files_used']} of {use['files_quota']}",
+        share(use["files_used"], use["files_quota"]),
+    )
+
+
+def _mount_row(entry: PublishedMount) -> dict[str, object]:
+    """A published mount as ``ps`` tells it; asks its daemon, but never waits long."""
+    record = entry.record
+    row: dict[str, object] = {
+        "agent": record.agent,
+        "execution": record.execution,
+        "mountpoint": record.mountpoint,
+        "pid": record.pid,
+        "state": "dead",
+        "uptime_s": round(time.time() - record.started_at, 1) if entry.alive else None,
+        "store": record.store,
+        "regions": None,
+    }
+    if entry.alive:
+        try:
+            answer = ControlClient(entry.socket, deadline_s=_DEADLINE_S).status()
+            row |= {"state": answer["state"], "regions": answer["regions"]}
+        except BusyError:
+            row["state"] = "not answering"
+        except AgentfuseError:
+            row["state"] = "ending"
+    return row
+
+
+def _unflushed_rows(states: Iterable[Path], mounted: set[str]) -> list[dict[str, object]]:
+    """Homes that no daemon serves and whose work is not known to be in the store."""
+    rows: list[dict[str, object]] = []
+    for state in states:
+        for home in _homes(state):
+            if home.execution in mounted:
+                continue
+            try:
+                record = home.record()
+            except AgentfuseError as error:
+                note(f"agentfuse: {error}")
+                continue
+            if record is None or record.status == "clean" or home.is_locked():
+                continue
+            rows.append(
+                {
+                    "agent": record.agent,
+                    "execution": record.execution,
+                    "mountpoint": record.mountpoint,
+                    "pid": None,
+                    "state": "unflushed" if record.status == "live" else "not restored",
+                    "uptime_s": None,
+                    "store": record.store,
+                    "regions": None,
+                }
+            )
+    return rows
+
+
+def _homes(state: Path) -> list[Any]:
+    try:
+        return list(list_homes(state))
+    except OSError as error:
+        note(f"agentfuse: {state}/homes cannot be read: {error.strerror}")
+        return []
+
+
+def _ps_cells(row: dict[str, Any]) -> tuple[object, ...]:
+    shared = row["regions"]["shared"] if row["regions"] else None
+    return (
+        row["agent"],
+        row["execution"],
+        row["mountpoint"] or "-",
+        row["pid"] or "-",
+        "-" if row["uptime_s"] is None else duration(row["uptime_s"]),
+        used_of(shared["bytes_used"], shared["bytes_quota"]) if shared else "-",
+        row["state"],
+    )

@@ -1,0 +1,152 @@
+"""``agentfuse run``: a home for one command. Mount, run, flush, pass the exit code on.
+
+Precedence of exit codes: the command's own, unless that is 0 and the flush failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentfuse.cli import options
+from agentfuse.cli.holders import holders_of
+from agentfuse.cli.output import note, print_error, terminal_reporter
+from agentfuse.cli.serving import Request, start_background
+from agentfuse.cli.umount import clean_up, end_mount, published
+from agentfuse.config import Config
+from agentfuse.control.mountinfo import mounts_at
+from agentfuse.control.registry import Registry, open_registry
+from agentfuse.errors import AgentfuseError, UnflushedError
+from agentfuse.progress import Reporter
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_SI_KERNEL = 0x80
+_NOT_EXECUTABLE = 126
+_NOT_FOUND = 127
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's verbs."""
+    app.command(
+        context_settings={"allow_interspersed_args": False},  # the command's own options are its own
+    )(run)
+
+
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="CMD...", help="The command and its arguments.")],
+    *,
+    agent: options.Agent,
+    execution: options.Execution = None,
+    store: options.Store = None,
+    state: options.State = None,
+    config: options.ConfigFile = None,
+    owner: options.Owner = None,
+    mount_option: options.MountOptions = None,
+    xattrs: options.Xattrs = None,
+) -> None:
+    """Run CMD in an agent's home, mounted privately for it, and flush the home afterwards.
+
+    CMD's working directory and HOME are the home; AGENTFUSE_HOME, AGENTFUSE_AGENT and
+    AGENTFUSE_EXECUTION are set. Signals sent to this process reach CMD. Exits with CMD's own code;
+    if that is 0 and the flush failed, with the flush's. What agentfuse itself says goes to stderr.
+    """
+    settings = options.configure(
+        config=config, store=store, state=state, owner=owner, mount_option=mount_option, xattrs=xattrs
+    )
+    registry = open_registry(os.environ)
+    reporter = terminal_reporter(note)
+    with _private_directory(registry) as mountpoint:
+        request = Request.of(mountpoint, agent, execution)
+        daemon = start_background(settings, request, reporter, ends_with_us=True)
+        code = _run_command(command, request)
+        try:
+            _flush(registry, request, settings, reporter)
+        except AgentfuseError as error:
+            print_error(error)
+            code = code or error.exit_code
+        except KeyboardInterrupt:
+            note(f"agentfuse: interrupted; the daemon (pid {daemon.pid}) ends its flush first")
+            code = code or UnflushedError.exit_code
+        else:
+            os.waitpid(daemon.pid, 0)
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _private_directory(registry: Registry) -> Iterator[Path]:
+    base = registry.runtime / "run"
+    base.mkdir(mode=0o700, exist_ok=True)
+    path = Path(tempfile.mkdtemp(dir=base))
+    try:
+        yield path
+    finally:
+        if not mounts_at(path):  # after a failure that left it mounted, umount and doctor know it
+            path.rmdir()
+
+
+def _run_command(command: list[str], request: Request) -> int:
+    """The command's exit code as a shell has it."""
+    home = str(request.mountpoint)
+    environment = {
+        **os.environ,
+        "HOME": home,
+        "PWD": home,
+        "AGENTFUSE_HOME": home,
+        "AGENTFUSE_AGENT": request.agent,
+        "AGENTFUSE_EXECUTION": request.execution,
+    }
+    watched = {*_FORWARDED, signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=home,
+            env=environment,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509 -- no threads here
+        )
+    except FileNotFoundError:
+        note(f"agentfuse: {command[0]}: command not found")
+        return _NOT_FOUND
+    except OSError as error:
+        note(f"agentfuse: {command[0]}: {error.strerror}")
+        return _NOT_EXECUTABLE
+    else:
+        while process.poll() is None:
+            caught = signal.sigwaitinfo(watched)
+            # What a terminal sends (Ctrl-C) has reached the command already: it is in our process group.
+            if caught.si_signo != signal.SIGCHLD and caught.si_code != _SI_KERNEL:
+                process.send_signal(caught.si_signo)
+        code = process.returncode
+        return 128 - code if code < 0 else code
+    finally:
+        _discard_pending(watched)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _discard_pending(watched: set[signal.Signals]) -> None:
+    """Signals that came for a command that is gone must not interrupt its flush."""
+    while signal.sigpending() & watched:
+        signal.sigwait(watched)
+
+
+def _flush(registry: Registry, request: Request, settings: Config, reporter: Reporter) -> None:
+    entry = published(registry, request.mountpoint)
+    if entry is None or not entry.alive:
+        if mounts_at(request.mountpoint):
+            clean_up(registry, request.mountpoint, entry, settings)
+        raise UnflushedError(
+            f"the mount of execution {request.execution} had ended before its command did",
+            hint=f"see {settings.state}/homes/{request.execution}/daemon.log",
+        )
+    left = holders_of(request.mountpoint)
+    if left:
+        note(f"agentfuse: still in the home, which is taken from them: {', '.join(map(str, left))}")
+    end_mount(registry, entry, lazy=bool(left), timeout_s=None, reporter=reporter)
