@@ -50,7 +50,7 @@ def handler(
     """Make a FUSE handler of a plain function: being no coroutine, it acts without a checkpoint."""
     operation = function.__name__
 
-    async def handle(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def handle(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self.requests[operation] += 1
         try:
             return function(self, *args, **kwargs)
@@ -67,7 +67,7 @@ def slow_handler(
     """Make a FUSE handler of a coroutine: one that waits for a thread (fsync), so others go on meanwhile."""
     operation = function.__name__
 
-    async def handle(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def handle(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self.requests[operation] += 1
         try:
             return await function(self, *args, **kwargs)
