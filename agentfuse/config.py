@@ -35,7 +35,7 @@ _REGION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]*)", re.ASCII)
 _SIZE_UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base ** (power + 1)
-    for power, letter in enumerate("kmgtp")
+    for power, letter in enumerate("kmgtpe")
     for suffix, base in (("b", 1000), ("ib", 1024))
 }
 _DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*(ms|s|m|h|d)", re.ASCII)

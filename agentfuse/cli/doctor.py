@@ -56,7 +56,7 @@ def doctor(
 ) -> None:
     """Check whether this machine can mount homes, and say how to fix what is in the way.
 
-    Really tries a mount and the object store. Exits 0 unless a check failed, else 69.
+    Really tries a mount, the state directory (made if it is missing) and the object store. Exits 0 unless a check failed, else 69.
     """
     findings = list(_findings(config=config, store=store, state=state))
     if json:
@@ -151,23 +151,25 @@ def _descriptors() -> Iterator[Finding]:
 
 def _state(settings: Config) -> Iterator[Finding]:
     path = settings.state
-    existing = path
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise EnvironmentProblem(f"{existing} is not a directory", hint="choose another with --state")
-    with tempfile.TemporaryFile(dir=existing) as file:
-        file.write(b"agentfuse")
-        file.flush()
-        os.fsync(file.fileno())
-    yield Finding("state", "ok", f"{path} " + ("is writable" if existing == path else "can be made"))
-    if existing == path and stat.S_IMODE(path.stat().st_mode) & 0o077:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"agentfuse")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{path} cannot be written: {error.strerror}",
+            hint="it must be a writable directory on a local disk; choose another with --state",
+        ) from error
+    yield Finding("state", "ok", f"{path} is writable")
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
         yield Finding("state", "warn", f"{path} is open to other users", f"chmod 0700 {path}")
-    yield _free_space(settings, existing)
+    yield _free_space(settings)
 
 
-def _free_space(settings: Config, existing: Path) -> Finding:
-    disk = os.statvfs(existing)
+def _free_space(settings: Config) -> Finding:
+    disk = os.statvfs(settings.state)
     free, wanted = disk.f_bavail * disk.f_frsize, sum(region.bytes_quota for region in settings.regions)
     found = f"{format_size(free)} free, a full home takes {format_size(wanted)}"
     fix = "free some space, or choose another --state"

@@ -69,7 +69,7 @@ def status(mountpoint: options.Mountpoint, *, json: options.Json = False) -> Non
 
 def df(
     mountpoints: Annotated[
-        list[Path] | None, typer.Argument(metavar="[MOUNTPOINT]...", help="Which mounts; all if left out.")
+        list[Path] | None, typer.Argument(metavar="MOUNTPOINT", help="Which mounts; all if left out.")
     ] = None,
     *,
     json: options.Json = False,

@@ -1,0 +1,268 @@
+"""Configuration: sources, sizes, ids, and every mistake reported at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentfuse import config as config_module
+from agentfuse.config import (
+    Config,
+    format_size,
+    load_config,
+    parse_agent_id,
+    parse_duration,
+    parse_execution_id,
+    parse_size,
+)
+from agentfuse.errors import ConfigError, UsageError
+from agentfuse.regions import DEFAULT_REGIONS, Region, Scope
+
+EXAMPLE = Path(__file__).parents[2] / "docs/config.example.toml"
+
+
+@pytest.fixture(autouse=True)
+def _no_configuration_of_this_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(config_module, "DEFAULT_PATH", tmp_path / "none.toml")
+
+
+def load(tmp_path: Path, text: str, **overrides: object) -> Config:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    return load_config(path, environ={"HOME": "/root"}, overrides=overrides)
+
+
+def problems(path: Path | None, environ: Mapping[str, str] | None = None, **overrides: object) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, environ=environ or {"HOME": "/root"}, overrides=overrides)
+    return caught.value.problems
+
+
+def mistakes(tmp_path: Path, text: str | bytes) -> list[str]:
+    path = tmp_path / "config.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return [problem.removeprefix(f"{path}:") for problem in problems(path)]
+
+
+def test_without_any_source_the_defaults_are_sound() -> None:
+    settings = load_config(None, environ={"HOME": "/root"}, overrides={})
+    assert settings.owner == (os.geteuid(), os.getegid())
+    assert settings.regions == DEFAULT_REGIONS
+    assert settings.store == (settings.state / "store").as_uri()
+    assert (settings.xattrs, settings.keep_ended_s, settings.mount_options) == (False, 86400.0, ())
+
+
+def test_the_example_says_exactly_the_defaults() -> None:
+    assert load_config(EXAMPLE, environ={"HOME": "/root"}, overrides={}) == load_config(
+        None, environ={"HOME": "/root"}, overrides={}
+    )
+
+
+def test_the_examples_commented_keys_are_valid_too(tmp_path: Path) -> None:
+    lines = EXAMPLE.read_text().splitlines()
+    commented = [line[2:] for line in lines if line.startswith("# ") and ("= " in line or "[regions" in line)]
+    top = [line for line in commented if line.split(" ")[0] in {"state", "store", "owner"}]
+    region = [line for line in commented if line not in top and not line[0].isupper()]
+    settings = load(tmp_path, "\n".join([*top, *region]))
+    assert settings.owner == (1000, 1000)
+    assert settings.regions[-1] == Region("scratch", Scope.EXECUTION, 2**30, 50_000)
+
+
+def test_flags_go_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('store = "file:///file"\nstate = "/file"\nxattrs = true\n')
+    environ = {"AGENTFUSE_CONFIG": str(path), "AGENTFUSE_STORE": "file:///env", "AGENTFUSE_STATE": "/env"}
+    settings = load_config(None, environ=environ, overrides={"store": "file:///flag", "state": None})
+    assert (settings.store, settings.state, settings.xattrs) == ("file:///flag", Path("/env"), True)
+
+
+def test_the_default_store_follows_the_state_wherever_it_is(tmp_path: Path) -> None:
+    settings = load(tmp_path, "", state="/srv/with space/ä%20?#")
+    assert settings.store == "file:///srv/with%20space/%C3%A4%2520%3F%23/store"
+
+
+def test_regions_are_adjusted_and_added(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        '[regions.shared]\nbytes = "1.5GiB"\nfiles = 7\n[regions.home]\nmode = "0750"\n'
+        '[regions.big-data]\nscope = "execution"\nbytes = 1000\nnotify = true\n',
+    )
+    regions = {region.name: region for region in settings.regions}
+    assert list(regions) == [*(region.name for region in DEFAULT_REGIONS), "big-data"]
+    assert regions["shared"] == Region("shared", Scope.AGENT, 3 * 2**29, 7)
+    assert regions["home"].mode == 0o750
+    assert regions["big-data"] == Region("big-data", Scope.EXECUTION, 1000, 50_000, notify=True)
+
+
+def test_an_owner_may_be_given_by_name(tmp_path: Path) -> None:
+    assert load(tmp_path, 'owner = "nobody:nogroup"').owner == (65534, 65534)
+
+
+def test_all_mistakes_are_reported_together_with_line_key_and_fix(tmp_path: Path) -> None:
+    found = mistakes(
+        tmp_path,
+        'stor = "file:///x"\nowner = 5\nxattrs = "yes"\nkeep_ended = "24 hours"\nmount_options = ["atime"]\n'
+        '\n[regions.sharde]\nbytes = "50MiB"\n[regions.shared]\nbytes = "50 MiBs"\nfiles = true\nmod = "1"\n'
+        'mode = 755\nscope = "x"\n[regions.own]\nscope = "agent"\n[regions."../x"]\nscope = "execution"\n',
+    )
+    expected = [
+        ("1: stor:", "did you mean store?"),
+        ("2: owner:", '"1000:1000"'),
+        ("3: xattrs:", "without quotes"),
+        ("4: keep_ended:", '"24h"'),
+        ("5: mount_options:", "allowed are dev, suid, noexec"),
+        ("7: regions.sharde:", "did you mean shared?"),
+        ("10: regions.shared.bytes:", '"50MiB"'),
+        ("11: regions.shared.files:", "plain number"),
+        ("12: regions.shared.mod:", "did you mean mode?"),
+        ("13: regions.shared.mode:", '"0755"'),
+        ("14: regions.shared.scope:", "remove the line"),
+        ("15: regions.own:", "add bytes"),
+        ("16: regions.own.scope:", '"execution"'),
+        ("17: regions.../x:", "1 to 64 letters"),
+    ]
+    assert len(found) == len(expected), found
+    for problem, (start, fix) in zip(found, expected, strict=True):
+        assert problem.startswith(start)
+        assert fix in problem
+
+
+def test_mistakes_of_file_environment_and_flags_come_together(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("xattrs = 1\n")
+    found = problems(path, {"AGENTFUSE_STATE": "relative"}, mount_options=["bogus"], store="/no/url")
+    assert [problem.split(": ")[0] for problem in found] == [
+        f"{path}:1",
+        "AGENTFUSE_STATE",
+        "--mount-option",
+        "--store",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"a = [",
+        b"xattrs = true\nxattrs = false\n",
+        b"[regions.shared]\n[regions.shared]\n",
+        b"\xff\xfe",
+        b"keep = " + b"9" * 5000,
+        b"a = " + b"[" * 100_000,
+        b"# " + b"x" * (1024 * 1024),
+        b"store = 'a\x00b'",
+    ],
+    ids=["torn", "twice", "table-twice", "utf16", "endless-number", "endless-nesting", "huge", "nul"],
+)
+def test_a_hostile_file_is_one_clear_mistake(tmp_path: Path, text: bytes) -> None:
+    found = mistakes(tmp_path, text)
+    assert len(found) == 1
+    assert len(found[0]) < 300
+    assert found[0].isprintable()
+
+
+@pytest.mark.parametrize(
+    "key", ["store", "state", "owner", "xattrs", "keep_ended", "mount_options", "regions"]
+)
+@pytest.mark.parametrize("value", ["-1", "1.5", '""', '"\\u001b[2J"', "[1]", "{a = 1}", "1979-05-27", "nan"])
+def test_no_wrong_type_gets_through(tmp_path: Path, key: str, value: str) -> None:
+    found = mistakes(tmp_path, f"{key} = {value}\n")
+    assert len(found) == 1
+    assert found[0].startswith(f"1: {key}")
+    assert found[0].isprintable()
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
+    assert problems(tmp_path / "no.toml") == [
+        f"{tmp_path}/no.toml: cannot be read (No such file or directory); correct the path or its permissions"
+    ]
+    assert "Is a directory" in problems(tmp_path)[0]
+
+
+def test_an_ordinary_user_has_a_state_of_his_own_and_gives_nothing_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    monkeypatch.setattr(os, "getegid", lambda: 1234)
+    home, xdg = {"HOME": "/home/u"}, {"HOME": "/home/u", "XDG_STATE_HOME": "/x"}
+    assert load_config(None, environ=home, overrides={}).state == Path("/home/u/.local/state/agentfuse")
+    assert load_config(None, environ=xdg, overrides={}).state == Path("/x/agentfuse")
+    assert "AGENTFUSE_STATE" in problems(None, {"LANG": "C"})[0]
+    assert "only root" in problems(None, home, owner="0:0")[0]
+    assert "for root only" in problems(None, home, mount_options=["suid"])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        (0, 0),
+        ("50MiB", 50 * 2**20),
+        ("500MB", 500 * 10**6),
+        ("1.5GiB", 3 * 2**29),
+        ("1 KiB", 1024),
+        ("7", 7),
+        ("7b", 7),
+        ("1024PiB", 2**60),
+    ],
+)
+def test_sizes_are_read(text: object, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MiB", "-1", "1e9", "5M", "1.MiB", "١MiB", "2048PiB", 2**61, -1, 1.5, True]
+)
+def test_what_is_no_size_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match=r"write it like|must be between"):
+        parse_size(text)
+
+
+@given(st.integers(0, 2**60))
+def test_a_formatted_size_reads_back_close_to_itself(size: int) -> None:
+    text = format_size(size)
+    assert len(text) <= 9
+    assert abs(parse_size(text) - size) <= size * 0.006
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("24h", 86400), ("5s", 5), ("250ms", 0.25), ("1.5d", 129600)])
+def test_durations_are_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["a", "A-1_b.c", "9", "x" * 128])
+def test_good_ids_are_taken_as_they_are(text: str) -> None:
+    assert parse_agent_id(text) == parse_execution_id(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "a b",
+        "-a",
+        ".a",
+        "_a",
+        "x" * 129,
+        "x" * 300,
+        "a\n",
+        "a\0",
+        "ä",
+        "\udcff",
+    ],
+)
+def test_bad_ids_are_refused_with_the_rule(text: str) -> None:
+    for parse, kind in ((parse_agent_id, "agent"), (parse_execution_id, "execution")):
+        with pytest.raises(UsageError) as caught:
+            parse(text)
+        assert f"cannot be an {kind} id" in caught.value.message
+        assert caught.value.message.isprintable()
+        assert len(caught.value.message) < 120
+        assert "1 to 128 letters, digits" in caught.value.hint
