@@ -23,7 +23,7 @@ import msgspec
 import trio
 
 from agentfuse import mountpoint as mountpoints
-from agentfuse.config import Config
+from agentfuse.config import Config, format_size
 from agentfuse.control.mountinfo import mounts_at, resolve_mountpoint
 from agentfuse.control.registry import MountRecord, Registry, open_registry
 from agentfuse.control.server import serve as serve_control
@@ -41,8 +41,9 @@ from agentfuse.home.tree import Home, HomeRecord, list_homes, now, take_stock
 from agentfuse.objectstore import open_store, probe
 from agentfuse.progress import Progress, Reporter
 from agentfuse.regions import Region, Scope
-from agentfuse.sync.engine import CommitReport, Memory
-from agentfuse.sync.hydrate import clear_tree
+from agentfuse.sync.engine import Memory
+from agentfuse.sync.reports import CommitReport
+from agentfuse.sync.walk import clear_tree
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +125,7 @@ class HomeKeeper:
         """Commit every agent-scoped region; raises ``UnflushedError``, the home being complete on disk."""
         try:
             for region in self._agent_regions():
-                report = self._memory(self.home, self._record, region).commit(self._reporter, "unmount")
-                self._reporter.say(_told(region.name, report))
+                self._commit(self.home, self._record, region, "unmount")
         except (AgentfuseError, OSError) as error:
             raise UnflushedError(
                 f"{error}: the memory of this run is not in the store yet, but whole in {self.home.tree}",
@@ -173,13 +173,14 @@ class HomeKeeper:
         self.home.lay_out(self.config.regions, self._owner)
         for region in self._agent_regions():
             clear_tree(self.home.tree / region.name)
-            report = self._memory(self.home, record, region).restore(self._reporter)
-            if report.snapshot is None:
+            with self._memory(self.home, record, region) as memory:
+                report = memory.restore(self._reporter)
+            if report.number is None:
                 self._reporter.say(f"{region.name}/: no snapshot yet, it starts empty")
             else:
                 self._reporter.say(
-                    f"{region.name}/: restored {report.files} files, {report.bytes} bytes "
-                    f"from snapshot {report.snapshot}"
+                    f"{region.name}/: restored {report.files} files, {format_size(report.bytes)}, "
+                    f"from snapshot {report.number}"
                 )
         self._write(status="live", mountpoint=str(self._spec.mountpoint))
 
@@ -202,8 +203,7 @@ class HomeKeeper:
         self._reporter.say(f"finishing execution {record.execution}, which ended without its flush")
         for region in self._agent_regions():
             if (home.tree / region.name).is_dir():
-                report = self._memory(home, record, region).commit(self._reporter, "recovered")
-                self._reporter.say(_told(region.name, report))
+                self._commit(home, record, region, "recovered")
         home.write_record(msgspec.structs.replace(record, status="clean", ended_at=now()))
 
     def _remove_expired(self) -> None:
@@ -219,16 +219,27 @@ class HomeKeeper:
     def _agent_regions(self) -> list[Region]:
         return [region for region in self.config.regions if region.scope is Scope.AGENT]
 
-    def _memory(self, home: Home, record: HomeRecord, region: Region) -> Memory:
-        return Memory(
-            store=open_store(record.store if record.status == "live" else self.config.store),
-            agent=record.agent,
-            execution=record.execution,
-            root=home.tree / region.name,
-            index=Index(home.index),
-            owner=self._owner,
-            region=region.name,
-        )
+    def _commit(self, home: Home, record: HomeRecord, region: Region, reason: str) -> None:
+        with self._memory(home, record, region) as memory:
+            report = memory.commit(self._reporter, reason)
+        for line in _told(region.name, report):
+            self._reporter.say(line)
+
+    @contextlib.contextmanager
+    def _memory(self, home: Home, record: HomeRecord, region: Region) -> Iterator[Memory]:
+        index = Index(home.index_of(region.name))
+        try:
+            yield Memory(
+                store=open_store(record.store if record.status == "live" else self.config.store),
+                agent=record.agent,
+                execution=record.execution,
+                root=home.tree / region.name,
+                index=index,
+                owner=self._owner,
+                region=region.name,
+            )
+        finally:
+            index.close()
 
     def _write(self, **changes: object) -> None:
         self.home.write_record(msgspec.structs.replace(self._record, **changes))
@@ -430,10 +441,18 @@ def _as_line(error: AgentfuseError) -> dict[str, object]:
     return {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
 
-def _told(region: str, report: CommitReport) -> str:
-    if report.snapshot is None:
-        return f"{region}/: unchanged, nothing to flush"
-    return f"{region}/: flushed {report.files} files, {report.bytes} bytes as snapshot {report.snapshot}"
+def _told(region: str, report: CommitReport) -> Iterator[str]:
+    if report.number is None:
+        yield f"{region}/: unchanged, nothing to flush"
+    else:
+        yield (
+            f"{region}/: flushed {format_size(report.bytes_put)} in {report.objects_put} objects; "
+            f"snapshot {report.number} holds {report.files} files, {format_size(report.bytes)}"
+        )
+    for conflict in report.conflicts:
+        yield f"{region}/: {conflict}"
+    if report.skipped:
+        yield f"{region}/: sockets and devices are not kept: {', '.join(report.skipped[:5])}"
 
 
 def _resident_bytes() -> int:

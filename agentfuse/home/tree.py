@@ -1,6 +1,6 @@
 """A home on the local disk: its record, its lock, its layout, and safe walks of what agents left there.
 
-``STATE/homes/<execution>/{home.json, lock, tree/, index.db}``. Walks go by directory descriptor and
+``STATE/homes/<execution>/{home.json, lock, tree/, <region>.index.db}``. Walks go by directory descriptor and
 never follow a symlink: the tree's content is the agent's and may be hostile. Knows no FUSE.
 """
 
@@ -45,8 +45,11 @@ class Home:
         self.execution = execution
         self.path = state / "homes" / execution
         self.tree = self.path / "tree"
-        self.index = self.path / "index.db"
         self.log = self.path / "daemon.log"
+
+    def index_of(self, region: str) -> Path:
+        """The database that knows what was last synced of a region."""
+        return self.path / f"{region}.index.db"
 
     def record(self) -> HomeRecord | None:
         """The home's record, or None when there is no home of this execution.
