@@ -49,7 +49,7 @@ class ObjectStore(Protocol):
     def url(self) -> str:
         """The URL that opens this store again, without credentials."""
 
-    def put(self, key: str, body: bytes | Source, *, size_bytes: int | None = None) -> None:
+    def put(self, key: str, body: bytes | bytearray | Source, *, size_bytes: int | None = None) -> None:
         """Write an object, replacing one of the same key.
 
         A ``Source`` is read from where it stands and must give exactly ``size_bytes`` (required for it);

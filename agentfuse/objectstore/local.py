@@ -55,7 +55,7 @@ class LocalStore:
         """``file:///…``, percent-encoded."""
         return "file://" + quote(str(self._root))
 
-    def put(self, key: str, body: bytes | Source, *, size_bytes: int | None = None) -> None:
+    def put(self, key: str, body: bytes | bytearray | Source, *, size_bytes: int | None = None) -> None:
         """Write an object; durable when this returns."""
         path = self._path(key)
         self._initialise()
@@ -170,7 +170,7 @@ class LocalStore:
     # -- files
 
     @contextmanager
-    def _temporary(self, path: str, body: bytes | Source, size_bytes: int | None) -> Iterator[str]:
+    def _temporary(self, path: str, body: bytes | bytearray | Source, size_bytes: int | None) -> Iterator[str]:
         """A synced file with the body, beside ``path``; removed at the end unless it was renamed."""
         directory = os.path.dirname(path)
         self._make_directories(directory)
@@ -220,8 +220,8 @@ def _is_ours(entry: os.DirEntry[str]) -> bool:
     return not entry.name.startswith(RESERVED_PREFIX) and entry.name not in _NOT_OURS
 
 
-def _write_body(fd: int, body: bytes | Source, size_bytes: int | None) -> None:
-    if isinstance(body, bytes):
+def _write_body(fd: int, body: bytes | bytearray | Source, size_bytes: int | None) -> None:
+    if isinstance(body, (bytes, bytearray)):
         _write_all(fd, body)
         return
     if size_bytes is None:
@@ -236,7 +236,7 @@ def _write_body(fd: int, body: bytes | Source, size_bytes: int | None) -> None:
         raise StoreError(f"upload of {size_bytes} bytes: the source gave {written}")
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

@@ -25,14 +25,25 @@ class History:
         self._region = check_id("region", region)
         self._known = 0
 
-    def newest(self) -> int:
-        """Number of the newest snapshot, 0 when there is none. One request, unless thousands are new."""
-        page = list(islice(self.numbers(after=self._known), _PAGE))
-        if page:
-            self._known = page[-1]
+    def newest(self, *, at_least: int = 0) -> int:
+        """Number of the newest snapshot, 0 when there is none. One request, unless thousands are new.
+
+        ``at_least``: a snapshot that is known to have been there. Raises ``StoreError`` when neither it
+        nor a later one is: what was there and is not must not be taken for an empty history.
+        """
+        known = max(self._known, at_least)
+        page = list(islice(self.numbers(after=max(known - 1, 0)), _PAGE))
+        newest = page[-1] if page else 0
         if len(page) == _PAGE:
-            self._known = self._gallop(self._known)
-        return self._known
+            newest = self._gallop(newest)
+        if newest < known:
+            raise StoreError(
+                f"store {self._store.url}: snapshot {known} of agent {self._agent}'s {self._region} was there, "
+                "and neither it nor a later one is now",
+                hint="is this the store that the home was mounted with, and is all of it there?",
+            )
+        self._known = newest
+        return newest
 
     def numbers(self, *, after: int = 0) -> Iterator[int]:
         """The numbers there are beyond ``after``, ascending; with gaps where old ones were collected."""

@@ -1,0 +1,295 @@
+"""Applying what one execution changed onto what others committed meanwhile: a three-way merge by path.
+
+A pure function of three listings; knows no store, no disk and no contents, only their hashes. What both
+sides changed differently stays as it was committed, and this side's is kept under ``.conflicts/``, where
+no import and no test runner looks. Merging the texts of such conflicts is the caller's to do: each
+``Conflict`` holds all three versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Literal, TypeVar
+
+import msgspec
+
+from agentfuse.snapshots.entries import (
+    MAX_NAME_BYTES,
+    Entry,
+    alike,
+    names_by_inode,
+    parent_of,
+    same,
+    tree_key,
+)
+
+CONFLICTS = b".conflicts"
+
+Listing = Mapping[bytes, Entry]
+Side = Literal["theirs", "mine"]
+_V = TypeVar("_V")
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A path that both sides changed, and all its versions; ``kept_at`` is where ``mine`` is in the result.
+
+    ``theirs`` is None for a file in a directory that the other side made something else.
+    """
+
+    path: bytes
+    kept_at: bytes
+    base: Entry | None
+    theirs: Entry | None
+    mine: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Rebased:
+    """The merged listing, in tree order, and what could not be merged."""
+
+    entries: dict[bytes, Entry]
+    conflicts: tuple[Conflict, ...]
+
+
+def rebase(base: Listing, theirs: Listing, mine: Listing, execution: str) -> Rebased:
+    """Merge ``mine`` onto ``theirs``, both having started from ``base``; all are sound listings.
+
+    What only one side changed is taken; a deletion loses against a change; no content that either side
+    added or changed is missing from the result. Entries taken from ``mine`` come as they are in it.
+    """
+    return _Merge(base, theirs, mine, execution.encode()).run()
+
+
+def is_changed(before: Listing, after: Listing) -> bool:
+    """Whether two listings differ in more than the times of directories, links and pipes."""
+    if len(before) != len(after):
+        return True
+    for path, entry in after.items():
+        if not alike(before.get(path), entry):
+            return True
+    return _partition(before) != _partition(after)
+
+
+def in_tree_order(entries: Iterable[Entry]) -> dict[bytes, Entry]:
+    """The entries by path, in the order a document has them."""
+    return {entry.path: entry for entry in sorted(entries, key=lambda entry: tree_key(entry.path))}
+
+
+class _Merge:
+    def __init__(self, base: Listing, theirs: Listing, mine: Listing, execution: bytes) -> None:
+        self._base = base
+        self._sides: dict[Side, Listing] = {"theirs": theirs, "mine": mine}
+        self._execution = execution
+        self._merged: dict[bytes, Entry] = {}
+        self._from: dict[bytes, Side] = {}
+        self._displaced: dict[bytes, Entry] = {}
+        self._conflicts: list[Conflict] = []
+
+    def run(self) -> Rebased:
+        theirs, mine = self._sides["theirs"], self._sides["mine"]
+        for path in sorted(theirs.keys() | mine.keys(), key=tree_key):
+            self._settle(path, self._base.get(path), theirs.get(path), mine.get(path))
+        for path in sorted(self._merged, key=tree_key):
+            self._give_parents(path)
+        kept_at = {path: self._keep(self._displaced[path]) for path in sorted(self._displaced, key=tree_key)}
+        self._link(kept_at)
+        return Rebased(in_tree_order(self._merged.values()), tuple(self._conflicts))
+
+    # -- path by path
+
+    def _settle(self, path: bytes, base: Entry | None, theirs: Entry | None, mine: Entry | None) -> None:
+        if same(theirs, base) or (alike(theirs, base) and not alike(mine, base)):
+            self._take(path, mine, "mine")
+        elif alike(mine, base) or same(mine, theirs) or mine is None:
+            self._take(path, theirs, "theirs")
+        elif theirs is None:
+            self._take(path, mine, "mine")
+        else:
+            self._both_changed(path, base, theirs, mine)
+
+    def _take(self, path: bytes, entry: Entry | None, side: Side) -> None:
+        if entry is not None:
+            self._merged[path] = entry
+            self._from[path] = side
+
+    def _both_changed(self, path: bytes, base: Entry | None, theirs: Entry, mine: Entry) -> None:
+        merged = _by_attribute(base, theirs, mine)
+        self._take(path, merged or theirs, "theirs")
+        if merged is None:
+            self._displace(mine)
+
+    # -- directories
+
+    def _give_parents(self, path: bytes) -> None:
+        """Make sure that a path has its directories: the side that it comes from has them all."""
+        if path not in self._merged:
+            return
+        side = self._from[path]
+        wanted = []
+        above = path
+        while above:
+            above = parent_of(above)
+            found = self._merged.get(above)
+            if found is not None and found.type == "dir":
+                break
+            if found is not None and self._from[above] == "theirs":
+                # A committed file stands where this side has a directory: the file keeps the name.
+                self._displace(self._merged.pop(path))
+                return
+            wanted.append(above)
+        for directory in wanted:
+            if directory in self._merged:
+                self._displace(self._merged[directory])
+            self._take(directory, self._sides[side][directory], side)
+
+    def _displace(self, mine: Entry) -> None:
+        if mine.type in ("file", "symlink"):  # directories come with what is in them, pipes hold nothing
+            self._displaced[mine.path] = mine
+
+    # -- conflicts
+
+    def _keep(self, mine: Entry) -> bytes:
+        """Put this side's version of a path where it is in nobody's way; where that is."""
+        place = self._free_place(mine)
+        self._merged[place] = msgspec.structs.replace(mine, path=place)
+        above = parent_of(place)
+        while above not in self._merged:
+            mtime_ns = self._sides["mine"][b""].mtime_ns
+            self._merged[above] = Entry(path=above, type="dir", mode=0o755, mtime_ns=mtime_ns)
+            above = parent_of(above)
+        versions = (self._base.get(mine.path), self._sides["theirs"].get(mine.path), mine)
+        self._conflicts.append(Conflict(mine.path, place, *versions))
+        return place
+
+    def _free_place(self, mine: Entry) -> bytes:
+        place = b""
+        names = [CONFLICTS, self._execution, *mine.path.split(b"/")]
+        for depth, name in enumerate(names, start=1):
+            for candidate in _variants(name):
+                path = place + b"/" + candidate if place else candidate
+                there = self._merged.get(path)
+                if there is None or (
+                    there.type == "dir" if depth < len(names) else self._may_replace(there, mine)
+                ):
+                    place = path
+                    break
+        return place
+
+    def _may_replace(self, there: Entry, mine: Entry) -> bool:
+        """Whether what is there is this very content, or the one that this one was made from."""
+        if there.type != mine.type:
+            return False
+        before = self._base.get(mine.path)
+        return _content(there) == _content(mine) or (
+            before is not None and _content(there) == _content(before)
+        )
+
+    # -- hard links
+
+    def _link(self, kept_at: Mapping[bytes, bytes]) -> None:
+        """Number the hard-link groups of the result.
+
+        Two names are one inode if a side has them so, unless the other side parted them, and if what
+        they hold is the same.
+        """
+        inodes = _Groups()
+        theirs, mine = self._sides["theirs"], self._sides["mine"]
+        for names in names_by_inode(theirs.values()).values():
+            self._join_names(names, {}, mine, inodes)
+        for names in names_by_inode(mine.values()).values():
+            self._join_names(names, kept_at, theirs, inodes)
+        numbers = inodes.numbers(sorted(self._merged, key=tree_key))
+        for path, entry in self._merged.items():
+            if entry.link != numbers.get(path, 0):
+                self._merged[path] = msgspec.structs.replace(entry, link=numbers.get(path, 0))
+
+    def _join_names(
+        self, names: list[bytes], moved: Mapping[bytes, bytes], other: Listing, inodes: _Groups
+    ) -> None:
+        anchors: dict[object, bytes] = {}
+        for name in names:
+            place = moved.get(name, name)
+            entry = self._merged.get(place)
+            if entry is None or entry.type != "file":
+                continue
+            content = (name in moved, msgspec.structs.replace(entry, path=b"", link=0, object="", offset=0))
+            was = _inode_of(name, self._base)
+            together = (content, was) if name in moved else (content, was, _inode_of(name, other))
+            # Names that were one and still are on the other side; then names that were not one before.
+            inodes.join(anchors.setdefault(together, place), place)
+            if anchors.setdefault((content, was, "first"), place) == place:
+                inodes.join(anchors.setdefault(content, place), place)
+
+
+class _Groups:
+    """Paths in groups that can be joined."""
+
+    def __init__(self) -> None:
+        self._above: dict[bytes, bytes] = {}
+
+    def join(self, one: bytes, other: bytes) -> None:
+        self._above[self._top(one)] = self._top(other)
+
+    def numbers(self, order: Iterable[bytes]) -> dict[bytes, int]:
+        """The number of each path's group, from 1 in the order given; lone paths have none."""
+        members: dict[bytes, list[bytes]] = {}
+        for path in order:
+            if path in self._above:
+                members.setdefault(self._top(path), []).append(path)
+        groups = [paths for paths in members.values() if len(paths) > 1]
+        return {path: number for number, paths in enumerate(groups, start=1) for path in paths}
+
+    def _top(self, path: bytes) -> bytes:
+        while (above := self._above.setdefault(path, path)) != path:
+            self._above[path] = self._above[above]
+            path = above
+        return path
+
+
+def _variants(name: bytes) -> Iterator[bytes]:
+    yield name
+    for number in count(2):
+        suffix = b"~%d" % number
+        yield name[: MAX_NAME_BYTES - len(suffix)] + suffix
+
+
+def _content(entry: Entry) -> tuple[str, bytes]:
+    return entry.sha256, entry.target
+
+
+def _inode_of(path: bytes, listing: Listing) -> object:
+    entry = listing.get(path)
+    return entry.link if entry is not None and entry.link else path
+
+
+def _by_attribute(base: Entry | None, theirs: Entry, mine: Entry) -> Entry | None:
+    """Both sides changed a path: what each changed of it, together. None if both changed what it holds."""
+    if theirs.type != mine.type:
+        return None
+    if base is None or base.type != theirs.type:
+        return theirs if _content(theirs) == _content(mine) else None
+    if _content(mine) in (_content(base), _content(theirs)):
+        holder = theirs
+    elif _content(theirs) == _content(base):
+        holder = mine
+    else:
+        return None
+    return msgspec.structs.replace(
+        holder,
+        mode=_newer(base.mode, theirs.mode, mine.mode),
+        mtime_ns=_newer(base.mtime_ns, theirs.mtime_ns, mine.mtime_ns),
+        xattrs=_newer(base.xattrs, theirs.xattrs, mine.xattrs),
+    )
+
+
+def _newer(base: _V, theirs: _V, mine: _V) -> _V:
+    """What was changed; by both, what was committed."""
+    return mine if theirs == base else theirs
+
+
+def _partition(listing: Listing) -> set[tuple[bytes, ...]]:
+    groups = names_by_inode(listing.values()).values()
+    return {tuple(sorted(names)) for names in groups if len(names) > 1}

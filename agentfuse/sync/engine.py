@@ -1,0 +1,255 @@
+"""An agent's memory: one region restored from its history and committed back to it.
+
+Ties the store, the history, the index and the disk together. A commit sends contents first and the
+snapshot last, so that until the very end the previous snapshot is the newest, and it can be run again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from agentfuse.errors import EnvironmentProblem, ObjectNotFoundError, StoreError
+from agentfuse.home.index import Base, Index, Row
+from agentfuse.objectstore.base import ObjectStore
+from agentfuse.progress import Reporter
+from agentfuse.snapshots.document import Snapshot
+from agentfuse.snapshots.entries import Entry, printable, totals_of
+from agentfuse.snapshots.history import History
+from agentfuse.snapshots.layout import check_id
+from agentfuse.snapshots.rebase import Conflict, Listing, Rebased, is_changed, rebase
+from agentfuse.sync.hydrate import hydrate
+from agentfuse.sync.reports import CommitReport, Meter, RestoreReport
+from agentfuse.sync.scan import Print, Scan, observe, scan
+from agentfuse.sync.upload import Place, Uploader
+
+_log = logging.getLogger(__name__)
+
+MAX_RACES = 100
+"""Commits lost in a row before giving up; each means that another execution got through."""
+
+_Xattrs = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Synced:
+    """The region as it was when it was last synced, see ``Base``."""
+
+    number: int
+    exact: bool
+    entries: dict[bytes, Entry]
+    prints: dict[bytes, Print]
+
+
+class Memory:
+    """The memory of an agent in one execution: ``region``, backed by the directory ``root``.
+
+    ``owner``: uid and gid that restored files get; None leaves them to this process's user. Not safe for
+    concurrent calls. Nobody else may write below ``root`` during a call.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: ObjectStore,
+        agent: str,
+        execution: str,
+        root: Path,
+        index: Index,
+        owner: tuple[int, int] | None,
+        region: str = "shared",
+    ) -> None:
+        self._store = store
+        self._agent = check_id("agent", agent)
+        self._execution = check_id("execution", execution)
+        self._root = root
+        self._index = index
+        self._owner = owner
+        self._region = check_id("region", region)
+        self._history = History(store, agent, region)
+        # Whoever commits without having restored finishes what another process began.
+        self._uploader = Uploader(store, agent, may_be_there=True)
+
+    def restore(self, reporter: Reporter) -> RestoreReport:
+        """Bring the newest snapshot into ``root``, which must be empty, and note it in the index.
+
+        When it returns all is durable on this host; after an error the root is to be cleared. Raises
+        ``StoreError`` and its kinds, and ``EnvironmentProblem``.
+        """
+        self._index.clear()
+        self._uploader = Uploader(self._store, self._agent, may_be_there=False)
+        number = self._history.newest()
+        if number == 0:
+            return RestoreReport(None)
+        entries = _by_path(self._history.read(number).entries)
+        totals = totals_of(entries.values())
+        meter = Meter(reporter, "restore", total_files=totals.files, total_bytes=totals.bytes)
+        requests = hydrate(self._store, self._agent, entries, self._root, owner=self._owner, meter=meter)
+        meter.tell()
+        now = observe(self._root, entries)
+        self._index.write(Base(number, exact=True), changed=_rows(now, entries.values()))
+        return RestoreReport(number, totals.files, totals.bytes, requests)
+
+    def commit(self, reporter: Reporter, reason: str) -> CommitReport:
+        """Make what changed since the last sync durable, as a new snapshot upon the newest one.
+
+        When it returns it is in the store; after an error the newest snapshot is still whole, and calling
+        again goes on. Raises ``StoreError`` and its kinds, ``BusyError`` when a file changed meanwhile,
+        ``EnvironmentProblem`` when the local disk fails.
+        """
+        synced = self._last_sync()
+        meter = Meter(reporter, "scan")
+        now = scan(self._root, synced.entries, synced.prints, meter)
+        meter.tell()
+        skipped = tuple(map(printable, now.skipped))
+        if not synced.number and len(now.entries) == 1:
+            return CommitReport(None, skipped=skipped)  # an empty region that never was anything else
+        if not is_changed(synced.entries, now.entries):
+            self._note(synced, now, synced.entries, Base(synced.number, synced.exact))
+            return CommitReport(None, skipped=skipped)
+        put_before = self._uploader.objects_put, self._uploader.bytes_put
+        number, entries, conflicts = self._commit_upon_newest(synced, now, reporter, reason)
+        totals = totals_of(entries.values())
+        return CommitReport(
+            number,
+            totals.files,
+            totals.bytes,
+            self._uploader.objects_put - put_before[0],
+            self._uploader.bytes_put - put_before[1],
+            conflicts,
+            skipped,
+        )
+
+    def _commit_upon_newest(
+        self, synced: _Synced, now: Scan, reporter: Reporter, reason: str
+    ) -> tuple[int | None, Listing, tuple[Conflict, ...]]:
+        """The number that was committed, None when the newest snapshot has all already; its listing."""
+        for _ in range(MAX_RACES):
+            newest = self._history.newest(at_least=synced.number)
+            if newest == synced.number and synced.exact:
+                theirs: Listing = synced.entries
+                merged = Rebased(now.entries, ())
+            else:
+                theirs = _by_path(self._history.read(newest).entries) if newest else {}
+                merged = rebase(synced.entries, theirs, now.entries, self._execution)
+            if not is_changed(theirs, merged.entries):
+                self._note(synced, now, theirs, Base(newest, not is_changed(theirs, now.entries)))
+                return None, theirs, merged.conflicts
+            entries = self._place(merged.entries, theirs, now, reporter)
+            snapshot = self._snapshot(newest, reason, entries)
+            if self._history.commit(snapshot):
+                self._note(synced, now, entries, Base(newest + 1, not is_changed(entries, now.entries)))
+                return newest + 1, entries, merged.conflicts
+        raise StoreError(f"agent {self._agent}: lost {MAX_RACES} commits in a row to other executions")
+
+    def _last_sync(self) -> _Synced:
+        base, rows = self._index.load()
+        if not base.lost:
+            entries = {row.path: _entry(row) for row in rows}
+            return _Synced(
+                base.number, base.exact, entries, {row.path: Print(row.ino, row.ctime_ns) for row in rows}
+            )
+        try:
+            return _Synced(base.number, True, _by_path(self._history.read(base.number).entries), {})
+        except ObjectNotFoundError:
+            # Collected since. Merging from nothing keeps everything of both sides.
+            return _Synced(base.number, False, {}, {})
+
+    def _place(
+        self, entries: Mapping[bytes, Entry], theirs: Listing, now: Scan, reporter: Reporter
+    ) -> dict[bytes, Entry]:
+        """The entries with a place in the store for every content, after sending those that have none."""
+        # Only what the newest snapshot names, or was sent just now, is safe from garbage collection.
+        places = {e.sha256: Place(e.object, e.offset) for e in theirs.values() if e.object}
+        places.update(self._uploader.places())
+        missing = {e.sha256 for e in entries.values() if e.size and e.sha256 not in places}
+        files = list({e.sha256: e for e in now.entries.values() if e.sha256 in missing}.values())
+        if files:
+            meter = Meter(reporter, "flush", total_files=len(files), total_bytes=sum(e.size for e in files))
+            self._uploader.upload(self._root, files, meter)
+            meter.tell()
+            places.update(self._uploader.places())
+        return {path: _placed(entry, places) for path, entry in entries.items()}
+
+    def _snapshot(self, parent: int, reason: str, entries: Listing) -> Snapshot:
+        return Snapshot(
+            agent=self._agent,
+            region=self._region,
+            number=parent + 1,
+            parent=parent,
+            execution=self._execution,
+            commit=str(uuid.uuid4()),
+            reason=reason,
+            time=datetime.datetime.now(datetime.UTC),
+            entries=list(entries.values()),
+        )
+
+    def _note(self, synced: _Synced, now: Scan, committed: Listing, base: Base) -> None:
+        """Tell the index what is synced now. It is only a help: its failure loses nothing."""
+        changed = [
+            row
+            for row in _rows(now, committed.values())
+            if synced.prints.get(row.path) != (row.ino, row.ctime_ns)
+            or synced.entries[row.path] != _entry(row)
+        ]
+        removed = synced.entries.keys() - now.entries.keys()
+        if not changed and not removed and base == (synced.number, synced.exact, False):
+            return
+        try:
+            self._index.write(base, changed=changed, removed=removed)
+        except EnvironmentProblem as error:
+            _log.warning("what was committed is safe, but the next commit has more to read: %s", error)
+
+
+def _by_path(entries: Iterable[Entry]) -> dict[bytes, Entry]:
+    return {entry.path: entry for entry in entries}
+
+
+def _placed(entry: Entry, places: Mapping[str, Place]) -> Entry:
+    place = places.get(entry.sha256, Place("", 0))
+    if (entry.object, entry.offset) == place:
+        return entry
+    return msgspec.structs.replace(entry, object=place.object, offset=place.offset)
+
+
+def _rows(now: Scan, committed: Iterable[Entry]) -> Iterator[Row]:
+    places = {entry.sha256: Place(entry.object, entry.offset) for entry in committed}
+    for path, entry in now.entries.items():
+        place, print_ = places.get(entry.sha256, Place("", 0)), now.prints[path]
+        yield Row(
+            path=path,
+            ino=print_.ino,
+            ctime_ns=print_.ctime_ns,
+            type=entry.type,
+            mode=entry.mode,
+            mtime_ns=entry.mtime_ns,
+            size=entry.size,
+            sha256=entry.sha256,
+            object=place.object,
+            offset=place.offset,
+            target=entry.target,
+            link=entry.link,
+            xattrs=msgspec.msgpack.encode(entry.xattrs),
+        )
+
+
+def _entry(row: Row) -> Entry:
+    return Entry(
+        path=row.path,
+        type=row.type,  # type: ignore[arg-type]  # the index does not know the kinds there are
+        mode=row.mode,
+        mtime_ns=row.mtime_ns,
+        size=row.size,
+        sha256=row.sha256,
+        object=row.object,
+        offset=row.offset,
+        target=row.target,
+        link=row.link,
+        xattrs=msgspec.msgpack.decode(row.xattrs, type=_Xattrs),
+    )

@@ -1,0 +1,229 @@
+"""What a region on disk is now, as a listing; reads only the files that changed since the last sync."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from agentfuse.errors import AgentfuseError
+from agentfuse.snapshots.document import MAX_DOCUMENT_BYTES
+from agentfuse.snapshots.entries import Entry, Kind, is_kept_xattr
+from agentfuse.sync.reports import Meter
+from agentfuse.sync.walk import Cursor, changed_meanwhile, join, local_disk, read_directory
+
+READ_BYTES = 1024 * 1024
+SETTLED_NS = 20_000_000
+"""A file whose ctime is younger than this at the scan could change again within the same tick of the
+kernel's clock, so its print is not trusted the next time."""
+
+
+class Print(NamedTuple):
+    """What tells, together with size and mtime, that a path is untouched. No program can set a ctime."""
+
+    ino: int
+    ctime_ns: int
+
+
+UNTRUSTED = Print(0, 0)
+
+
+@dataclass(slots=True)
+class Scan:
+    """A region at one moment: entries in tree order (their contents without a place), and their prints.
+
+    ``skipped``: paths of sockets and device nodes, which mean nothing to another execution.
+    """
+
+    entries: dict[bytes, Entry] = field(default_factory=dict)
+    prints: dict[bytes, Print] = field(default_factory=dict)
+    skipped: list[bytes] = field(default_factory=list)
+
+
+def scan(root: Path, known: Mapping[bytes, Entry], prints: Mapping[bytes, Print], meter: Meter) -> Scan:
+    """List what is below ``root``, which nobody changes meanwhile.
+
+    ``known`` and ``prints``: the last sync; a file that is still the one it was is taken from there.
+    Raises ``BusyError`` when something changes nevertheless, ``EnvironmentProblem`` when the disk fails.
+    """
+    with local_disk(root), Cursor(root) as cursor:
+        scanner = _Scanner(cursor, known, prints, meter)
+        scanner.walk()
+        scanner.number_links()
+        return scanner.result
+
+
+def observe(root: Path, entries: Mapping[bytes, Entry]) -> Scan:
+    """What a listing that was just written below ``root`` has become on this disk, without reading contents.
+
+    Modes and times are those that the filesystem keeps, which may be coarser than what it was given.
+    """
+    result = Scan()
+    with local_disk(root), Cursor(root) as cursor:
+        for path, entry in entries.items():
+            if path:
+                parent_fd, name = cursor.parent(path)
+                found = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+            else:
+                found = os.fstat(cursor.enter(path))
+            mode = stat.S_IMODE(found.st_mode)
+            result.entries[path] = msgspec.structs.replace(entry, mode=mode, mtime_ns=found.st_mtime_ns)
+            result.prints[path] = _print(found)
+    return result
+
+
+class _Scanner:
+    def __init__(
+        self, cursor: Cursor, known: Mapping[bytes, Entry], prints: Mapping[bytes, Print], meter: Meter
+    ) -> None:
+        self.result = Scan()
+        self._cursor = cursor
+        self._known = known
+        self._prints = prints
+        self._meter = meter
+        self._names: dict[tuple[int, int], list[bytes]] = {}
+        self._settled_before_ns = time.time_ns() - SETTLED_NS
+        self._path_bytes = 0
+
+    def walk(self) -> None:
+        pending = [(b"", os.fstat(self._cursor.enter(b"")))]
+        while pending:
+            path, found = pending.pop()
+            self._limit(path)
+            if stat.S_ISDIR(found.st_mode):
+                directory_fd = self._cursor.enter(path)
+                self._add(path, found, self._directory(path, found, directory_fd))
+                below = read_directory(directory_fd)
+                pending.extend((join(path, name), each) for name, each in reversed(below))
+            elif stat.S_ISREG(found.st_mode):
+                self._file(path, found)
+            elif stat.S_ISLNK(found.st_mode):
+                parent_fd, name = self._cursor.parent(path)
+                target = os.readlink(name, dir_fd=parent_fd)
+                self._add(path, found, _entry(path, "symlink", found, target=target))
+            elif stat.S_ISFIFO(found.st_mode):
+                self._add(path, found, _entry(path, "fifo", found))
+            else:
+                self.result.skipped.append(path)
+
+    def number_links(self) -> None:
+        """Give the names of one inode a common number, counting in tree order."""
+        entries = self.result.entries
+        groups = [names for names in self._names.values() if len(names) > 1]
+        for number, names in enumerate(groups, start=1):
+            for path in names:
+                entries[path] = msgspec.structs.replace(entries[path], link=number)
+
+    def _directory(self, path: bytes, found: os.stat_result, directory_fd: int) -> Entry:
+        untouched = self._is_untouched(path, found)
+        xattrs = self._known[path].xattrs if untouched else read_xattrs(directory_fd)
+        return _entry(path, "dir", found, xattrs=xattrs)
+
+    def _file(self, path: bytes, found: os.stat_result) -> None:
+        names = self._names.setdefault((found.st_dev, found.st_ino), []) if found.st_nlink > 1 else []
+        known = self._known.get(path)
+        if names:
+            entry = msgspec.structs.replace(self.result.entries[names[0]], path=path)
+            print_ = self.result.prints[names[0]]
+        elif known is not None and self._is_untouched(path, found):
+            entry, print_ = msgspec.structs.replace(known, link=0, object="", offset=0), _print(found)
+        else:
+            entry, print_ = self._read(path, found)
+        names.append(path)
+        self.result.entries[path] = entry
+        self.result.prints[path] = print_ if print_.ctime_ns < self._settled_before_ns else UNTRUSTED
+        self._meter.add(files=1, size=entry.size)
+
+    def _read(self, path: bytes, found: os.stat_result) -> tuple[Entry, Print]:
+        fd = self._cursor.open_file(path)
+        with open(fd, "rb", buffering=0) as file:
+            before = os.fstat(fd)
+            sha256, size = hash_file(file)
+            xattrs = read_xattrs(fd)
+            after = os.fstat(fd)
+        if size != found.st_size or before.st_ino != found.st_ino or _state(before) != _state(after):
+            raise changed_meanwhile(path)
+        return _entry(path, "file", found, size=size, sha256=sha256, xattrs=xattrs), _print(after)
+
+    def _is_untouched(self, path: bytes, found: os.stat_result) -> bool:
+        known = self._known.get(path)
+        return (
+            known is not None
+            and self._prints.get(path) == _print(found)
+            and known.mtime_ns == found.st_mtime_ns
+            and (known.type == "dir" or known.size == found.st_size)
+            and known.mode == stat.S_IMODE(found.st_mode)
+        )
+
+    def _add(self, path: bytes, found: os.stat_result, entry: Entry) -> None:
+        self.result.entries[path] = entry
+        self.result.prints[path] = _print(found)
+
+    def _limit(self, path: bytes) -> None:
+        # A listing names every path in full, which for absurd depth grows with its square.
+        self._path_bytes += len(path)
+        if self._path_bytes > MAX_DOCUMENT_BYTES:
+            raise AgentfuseError(
+                f"the names in this region take more than {MAX_DOCUMENT_BYTES:,} bytes",
+                hint="keep fewer files, or flatter directories",
+            )
+
+
+def hash_file(file: FileIO) -> tuple[str, int]:
+    """SHA-256 (hexadecimal) and length in bytes of what a file holds from where it stands."""
+    digest = hashlib.sha256()
+    size = 0
+    while piece := file.read(READ_BYTES):
+        digest.update(piece)
+        size += len(piece)
+    return digest.hexdigest(), size
+
+
+def read_xattrs(fd: int) -> tuple[tuple[bytes, bytes], ...]:
+    """The extended attributes of an open file or directory that are kept, in order of name."""
+    try:
+        names = sorted(map(os.fsencode, os.listxattr(fd)))
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return ()
+        raise
+    return tuple((name, os.getxattr(fd, name)) for name in names if is_kept_xattr(name))
+
+
+def _entry(
+    path: bytes,
+    kind: Kind,
+    found: os.stat_result,
+    *,
+    size: int = 0,
+    sha256: str = "",
+    target: bytes = b"",
+    xattrs: tuple[tuple[bytes, bytes], ...] = (),
+) -> Entry:
+    return Entry(
+        path=path,
+        type=kind,
+        mode=stat.S_IMODE(found.st_mode),
+        mtime_ns=found.st_mtime_ns,
+        size=size,
+        sha256=sha256,
+        target=target,
+        xattrs=xattrs,
+    )
+
+
+def _print(found: os.stat_result) -> Print:
+    return Print(found.st_ino, found.st_ctime_ns)
+
+
+def _state(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
