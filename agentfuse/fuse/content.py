@@ -10,9 +10,8 @@ import errno
 import os
 import stat
 
-from agentfuse.fuse.handles import OpenFile
+from agentfuse.fuse.handles import Handle, OpenFile
 from agentfuse.fuse.inodes import Inode, InodeTable
-from agentfuse.home.quota import Account
 
 MAX_FILE_BYTES = (1 << 44) - (1 << 12)
 """The largest file that ext4 holds; what is beyond is EFBIG rather than a matter of quotas."""
@@ -21,14 +20,18 @@ _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 class Content:
-    """The open files of a home. A file handle is the number of its inode."""
+    """The open files of a home, by the number of the handle that the kernel was given."""
 
     def __init__(self, inodes: InodeTable) -> None:
         self._inodes = inodes
-        self._open: dict[int, OpenFile] = {}
+        self._handles: dict[int, Handle] = {}
+        self._next = 1
 
-    def open(self, inode: Inode, flags: int) -> None:
-        """One more opener of a regular file. Raises ``OSError``, ESTALE for a file that is gone."""
+    def open(self, inode: Inode, flags: int) -> int:
+        """One more opener of a regular file; the number of its handle.
+
+        Raises ``OSError``, ESTALE for a file that is gone.
+        """
         file = inode.file
         access = flags & os.O_ACCMODE
         if file is None:
@@ -46,49 +49,54 @@ class Content:
                 if file.openers == 0:
                     file.close()
                 raise
-        self._opened(inode, file)
+        return self._opened(file, flags)
 
-    def adopt(self, inode: Inode, fd: int) -> None:
-        """The first opener of a file that was just created as ``fd``, empty."""
+    def adopt(self, inode: Inode, fd: int, flags: int) -> int:
+        """The handle of the first opener of a file that was just created as ``fd``, empty."""
         file = OpenFile(inode)
         file.adopt(fd)
-        self._opened(inode, file)
+        return self._opened(file, flags)
 
-    def _opened(self, inode: Inode, file: OpenFile) -> None:
-        inode.file = file
+    def _opened(self, file: OpenFile, flags: int) -> int:
+        file.inode.file = file
         file.openers += 1
-        self._open[inode.nodeid] = file
+        number = self._next
+        self._next += 1
+        self._handles[number] = Handle(file, direct=bool(flags & os.O_DIRECT))
+        return number
 
-    def release(self, handle: int) -> None:
+    def release(self, number: int) -> None:
         """An opener has closed. With the last one a nameless file's charge is given back."""
-        file = self._get(handle)
+        file = self._get(number).file
+        del self._handles[number]
         file.openers -= 1
         if file.openers > 0:
             return
         inode = file.inode
-        del self._open[handle]
         inode.file = None
         if inode.last_stat is not None:
             inode.account.add(-file.size, -1)
         file.close()
         self._inodes.drop_if_unused(inode)
 
-    def read(self, handle: int, offset: int, size: int) -> bytes:
+    def read(self, number: int, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes; fewer only at the end of the file."""
-        return os.pread(self._get(handle).reading_fd, size, offset)
+        return os.pread(self._get(number).file.reading_fd, size, offset)
 
-    def write(self, handle: int, offset: int, data: bytes) -> int:
+    def write(self, number: int, offset: int, data: bytes) -> int:
         """Write what the quota has room for and return how many bytes that was.
 
-        Raises ``QuotaExceededError`` when there is room for none, ``OSError`` as the disk answers.
+        Raises ``QuotaExceededError`` when there is room for none, or, with O_DIRECT, not for all: the
+        kernel would make EIO of a direct write that fell short. ``OSError`` as the disk answers.
         """
-        file = self._get(handle)
+        handle = self._get(number)
+        file = handle.file
         inode = file.inode
         end = offset + len(data)
         if end > file.size:
             if end > MAX_FILE_BYTES:
                 raise OSError(errno.EFBIG, "beyond the largest file")
-            data = self._what_fits(file, offset, data)
+            data = _what_fits(handle, offset, data)
         written = os.pwrite(file.writing_fd, data, offset)
         end = offset + written
         if end > file.size:
@@ -97,17 +105,6 @@ class Content:
         if inode.mode & _SET_ID:
             drop_set_id(file.writing_fd, inode)
         return written
-
-    @staticmethod
-    def _what_fits(file: OpenFile, offset: int, data: bytes) -> bytes:
-        account: Account = file.inode.account
-        last = file.size + account.room()
-        if offset + len(data) <= last:
-            return data
-        refusal = account.refuse(f"{offset + len(data) - file.size} more bytes")
-        if offset >= last:
-            raise refusal
-        return data[: last - offset]
 
     def truncate(self, inode: Inode, size: int) -> None:
         """Set a regular file's size, open or not. Raises as ``write`` does, and EFBIG."""
@@ -136,25 +133,37 @@ class Content:
         if file.inode.mode & _SET_ID:
             drop_set_id(file.writing_fd, file.inode)
 
-    def fd_to_sync(self, handle: int) -> int:
+    def fd_to_sync(self, number: int) -> int:
         """A descriptor for fsync: it stays open as long as the handle does."""
-        return self._get(handle).fd
+        return self._get(number).file.fd
 
-    def _get(self, handle: int) -> OpenFile:
+    def _get(self, number: int) -> Handle:
         try:
-            return self._open[handle]
+            return self._handles[number]
         except KeyError:
             raise OSError(errno.EBADF, "unknown handle") from None
 
     def open_count(self) -> int:
-        """How many files are open."""
-        return len(self._open)
+        """How many handles are open."""
+        return len(self._handles)
 
     def close(self) -> None:
         """Close every backing file."""
-        for file in self._open.values():
-            file.close()
-        self._open.clear()
+        for handle in self._handles.values():
+            handle.file.close()
+        self._handles.clear()
+
+
+def _what_fits(handle: Handle, offset: int, data: bytes) -> bytes:
+    file = handle.file
+    account = file.inode.account
+    last = file.size + account.room()
+    if offset + len(data) <= last:
+        return data
+    refusal = account.refuse(f"{offset + len(data) - file.size} more bytes")
+    if offset >= last or handle.direct:
+        raise refusal
+    return data[: last - offset]
 
 
 def drop_set_id(fd: int, inode: Inode) -> None:

@@ -158,8 +158,13 @@ class Filesystem:
 
     # Making ----------------------------------------------------------------------------------------
 
-    def create(self, parent_id: int, name: bytes, mode: int, flags: int, caller: Caller) -> Entry:
-        """Make a regular file and open it; an existing one is opened unless O_EXCL forbids it."""
+    def create(
+        self, parent_id: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[Inode, os.stat_result, int]:
+        """Make a regular file and open it; an existing one is opened unless O_EXCL forbids it.
+
+        The third value is the number of the handle.
+        """
         parent = self.inodes.get(parent_id)
         account = self._room_for_entry(parent, name)
         directory_fd = self._directory(parent)
@@ -170,8 +175,8 @@ class Filesystem:
             entry = self.lookup(parent_id, name)
             if flags & os.O_EXCL or entry is None or not stat.S_ISREG(entry[1].st_mode):
                 raise
-            self.content.open(entry[0], flags)
-            return entry[0], self._stat(entry[0])
+            handle = self.content.open(entry[0], flags)
+            return entry[0], self._stat(entry[0]), handle
         account.add(0, 1)
         try:
             self._give(parent, fd, None, mode, caller)
@@ -180,9 +185,8 @@ class Filesystem:
             os.close(fd)
             self._unmake(directory_fd, name, account)
             raise
-        entry = self._referred(parent, name, st)
-        self.content.adopt(entry[0], fd)
-        return entry
+        inode, st = self._referred(parent, name, st)
+        return inode, st, self.content.adopt(inode, fd, flags)
 
     def mknod(self, parent_id: int, name: bytes, mode: int, device: int, caller: Caller) -> Entry:
         """Make a file, FIFO or socket; a device only where the mount allows it."""

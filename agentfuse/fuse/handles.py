@@ -1,4 +1,4 @@
-"""What is open: one ``OpenFile`` per open inode, however many openers it has, and listings of directories.
+"""What is open: one ``OpenFile`` per open inode, a ``Handle`` per opener, and listings of directories.
 
 Many opens of one file share one backing descriptor (two at most: one to read, one to write), since
 descriptors are few and opens are many. Knows no inode table and no quota rules beyond its account.
@@ -84,6 +84,16 @@ class OpenFile:
             with contextlib.suppress(OSError):
                 os.close(fd)
         self._reading_fd = self._writing_fd = -1
+
+
+class Handle:
+    """One open file description of the kernel's. ``direct``: it was opened with O_DIRECT."""
+
+    __slots__ = ("direct", "file")
+
+    def __init__(self, file: OpenFile, *, direct: bool) -> None:
+        self.file = file
+        self.direct = direct
 
 
 class Listing:

@@ -189,13 +189,12 @@ class Operations(pyfuse3.Operations):
     def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        entry = self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
-        return FileInfo(fh=entry[0].nodeid), attributes(*entry)
+        inode, st, handle = self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
+        return FileInfo(fh=handle), attributes(inode, st)
 
     @handler
     def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
-        self._content.open(self._inodes.get(inode), flags)
-        return FileInfo(fh=inode)
+        return FileInfo(fh=self._content.open(self._inodes.get(inode), flags))
 
     @handler
     def read(self, fh: int, off: int, size: int) -> bytes:

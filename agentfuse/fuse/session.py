@@ -77,11 +77,11 @@ class Session:
         pyfuse3.terminate()
 
     def as_dict(self) -> dict[str, object]:
-        """``{requests: {operation: count}, inodes_known, files_open}``."""
+        """``{requests: {operation: count}, inodes_known, handles_open}``."""
         return {
             "requests": dict(self._operations.requests),
             "inodes_known": len(self._inodes),
-            "files_open": self._filesystem.content.open_count(),
+            "handles_open": self._filesystem.content.open_count(),
         }
 
     def close(self) -> None:

@@ -50,17 +50,16 @@ class Kernel:
         parent, _, name = path.rpartition("/")
         return self.number(parent), os.fsencode(name)
 
-    def create(self, path: str, data: bytes = b"") -> int:
+    def create(self, path: str, data: bytes = b"", flags: int = 0) -> int:
         parent, name = self.split(path)
-        inode, _ = self.fs.create(parent, name, stat.S_IFREG | 0o644, os.O_RDWR, ME)
+        _, _, handle = self.fs.create(parent, name, stat.S_IFREG | 0o644, os.O_RDWR | flags, ME)
         if data:
-            assert self.fs.content.write(inode.nodeid, 0, data) == len(data)
-        return inode.nodeid
+            assert self.fs.content.write(handle, 0, data) == len(data)
+        return handle
 
     def write_file(self, path: str, data: bytes) -> int:
-        nodeid = self.create(path, data)
-        self.fs.content.release(nodeid)
-        return nodeid
+        self.fs.content.release(self.create(path, data))
+        return self.number(path)
 
     def mkdir(self, path: str) -> int:
         return self.fs.mkdir(*self.split(path), 0o755, ME)[0].nodeid
@@ -163,13 +162,22 @@ def test_the_file_count_is_a_quota_of_its_own(kernel: Kernel) -> None:
 
 def test_an_unlinked_file_counts_until_its_last_close(kernel: Kernel) -> None:
     handle = kernel.create("shared/a", b"x" * 900)
-    kernel.fs.content.open(kernel.inodes.get(handle), os.O_RDONLY)
+    nodeid = kernel.number("shared/a")
+    second = kernel.fs.content.open(kernel.inodes.get(nodeid), os.O_RDWR)
     kernel.unlink("shared/a")
     kernel.fs.content.release(handle)
     assert kernel.account("shared").bytes_used == 900
-    assert kernel.fs.content.write(handle, 900, b"x" * 200) == 100
-    assert kernel.fs.getattr(handle)[1].st_nlink == 0
-    kernel.fs.content.release(handle)
+    assert kernel.fs.content.write(second, 900, b"x" * 200) == 100
+    assert kernel.fs.getattr(nodeid)[1].st_nlink == 0
+    kernel.fs.content.release(second)
+    kernel.check_books()
+
+
+def test_a_direct_write_that_does_not_fit_is_refused_whole(kernel: Kernel) -> None:
+    handle = kernel.create("shared/a", b"x" * 900, os.O_DIRECT)
+    with pytest.raises(QuotaExceededError):
+        kernel.fs.content.write(handle, 900, b"x" * 101)
+    assert kernel.fs.content.write(handle, 900, b"x" * 100) == 100
     kernel.check_books()
 
 
@@ -178,7 +186,7 @@ def test_a_removed_inode_still_answers_getattr_until_forgotten(kernel: Kernel) -
     kernel.unlink("shared/a")
     st = kernel.fs.getattr(nodeid)[1]
     assert (st.st_nlink, st.st_size, st.st_mtime_ns > 0, st.st_blksize > 0) == (0, 5, True, True)
-    kernel.inodes.forget(nodeid, 1)
+    kernel.inodes.forget(nodeid, kernel.inodes.get(nodeid).lookups)
     with raises(errno.ESTALE):
         kernel.fs.getattr(nodeid)
 
