@@ -67,7 +67,7 @@ class LocalStore:
         """Write an object unless there is one; whether this call wrote it."""
         path = self._path(key)
         self._initialise()
-        with _failing("write", key), self._temporary(path, body, None) as temporary:
+        with _failing("write", key), self._temporary(path, body) as temporary:
             won = _link(temporary, path)
             _sync_directory(os.path.dirname(path))
             return won
@@ -123,6 +123,8 @@ class LocalStore:
         """Whether the directory is a store. False: a new one. Raises when it is neither, or no longer."""
         with _failing("open", self._root):
             if os.path.lexists(self._marker):
+                if not self._was_store:
+                    self._check_format()
                 self._was_store = True
                 return True
             if not self._was_store and (not self._holds_anything() or os.path.lexists(self._marker)):
@@ -138,6 +140,16 @@ class LocalStore:
             f"printf {MARKER_CONTENT.decode().rstrip()!r} > {MARKER}",
         )
 
+    def _check_format(self) -> None:
+        with open(self._marker, "rb") as file:
+            found = file.read(200).strip()
+        if found != MARKER_CONTENT.strip():
+            raise StoreError(
+                f"object store {self._root}: {MARKER} says {found.decode(errors='replace')!r}, which this "
+                f"version of agentfuse does not know",
+                hint="install the agentfuse that made the store, or a newer one",
+            )
+
     def _holds_anything(self) -> bool:
         try:
             names = os.listdir(self._root)
@@ -152,7 +164,7 @@ class LocalStore:
                 return
             with _failing("make", self._root):
                 os.makedirs(self._root, mode=0o700, exist_ok=True)
-                with self._temporary(self._marker, MARKER_CONTENT, None) as temporary:
+                with self._temporary(self._marker, MARKER_CONTENT) as temporary:
                     _link(temporary, self._marker)
                 _sync_directory(self._root)
                 _sync_directory(os.path.dirname(self._root))
@@ -170,7 +182,9 @@ class LocalStore:
     # -- files
 
     @contextmanager
-    def _temporary(self, path: str, body: bytes | bytearray | Source, size_bytes: int | None) -> Iterator[str]:
+    def _temporary(
+        self, path: str, body: bytes | bytearray | Source, size_bytes: int | None = None
+    ) -> Iterator[str]:
         """A synced file with the body, beside ``path``; removed at the end unless it was renamed."""
         directory = os.path.dirname(path)
         self._make_directories(directory)

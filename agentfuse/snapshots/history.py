@@ -38,8 +38,8 @@ class History:
             newest = self._gallop(newest)
         if newest < known:
             raise StoreError(
-                f"store {self._store.url}: snapshot {known} of agent {self._agent}'s {self._region} was there, "
-                "and neither it nor a later one is now",
+                f"store {self._store.url}: agent {self._agent} had snapshot {known} of {self._region}, and "
+                "neither it nor a later one is there now",
                 hint="is this the store that the home was mounted with, and is all of it there?",
             )
         self._known = newest
