@@ -43,6 +43,7 @@ class BarReporter:
                 description=describe(moment).partition(",")[0],
                 completed=moment.done_bytes,
                 total=moment.total_bytes or None,
+                refresh=True,
             )
 
     def _begin(self, moment: Progress) -> Bars:
@@ -54,6 +55,7 @@ class BarReporter:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
+            auto_refresh=False,  # no thread: a moment comes often enough
         )
         self._task = self._bars.add_task(describe(moment))
         self._bars.start()
@@ -61,5 +63,5 @@ class BarReporter:
 
     def _end(self) -> None:
         if self._bars:
-            self._bars.stop()  # and its thread with it
+            self._bars.stop()
             self._bars = None

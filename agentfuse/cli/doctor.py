@@ -56,7 +56,8 @@ def doctor(
 ) -> None:
     """Check whether this machine can mount homes, and say how to fix what is in the way.
 
-    Really tries a mount, the state directory (made if it is missing) and the object store. Exits 0 unless a check failed, else 69.
+    Really tries a mount, the state directory (made if it is missing) and the object store.
+    Exits 0 unless a check failed, else 69.
     """
     findings = list(_findings(config=config, store=store, state=state))
     if json:

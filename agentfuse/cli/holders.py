@@ -52,7 +52,9 @@ def _how(process: Path, mount: MountEntry) -> str | None:
         for entry in mounts(process / "mountinfo")
         if (entry.major, entry.minor) == (mount.major, mount.minor)
     ]
-    prefixes = tuple({str(entry.mountpoint) for entry in there} | {str(mount.mountpoint)})
+    # In another namespace it may be mounted elsewhere. A process whose root it is calls it "/", which says
+    # nothing of paths as we see them.
+    prefixes = tuple({str(entry.mountpoint) for entry in there} - {"/"} | {str(mount.mountpoint)})
     for link, how in (("cwd", "working directory"), ("root", "root"), ("exe", "program")):
         if _is_below(os.readlink(process / link) if (process / "exe").is_symlink() else "", prefixes):
             return how

@@ -64,7 +64,7 @@ def status(mountpoint: options.Mountpoint, *, json: options.Json = False) -> Non
     print_table(("REGION", "BYTES", "", "FILES", ""), [_region_cells(*item) for item in _regions(answer)])
     say("")
     requests = sorted(answer["fuse"]["requests"].items(), key=lambda item: -item[1])
-    print_table(("REQUESTS", ""), requests[:_BUSIEST], right=("",))
+    print_table(("REQUESTS", ""), [item for item in requests[:_BUSIEST] if item[1]], right=("",))
 
 
 def df(

@@ -17,9 +17,14 @@ _BAR_CELLS = 10
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
 ) -> None:
-    """Rows under columns on stdout; ``right`` names the columns of numbers. Piped, nothing is cut."""
+    """Rows under columns on stdout; ``right`` names the columns of numbers. Piped, nothing is cut.
+
+    Without a name for any column there is no head.
+    """
     console = Console()
-    table = Table(box=None, pad_edge=False, header_style="bold" if console.is_terminal else "")
+    table = Table(
+        box=None, pad_edge=False, show_header=any(columns), header_style="bold" if console.is_terminal else ""
+    )
     for column in columns:
         table.add_column(
             column, justify="right" if column in right else "left", overflow="fold", no_wrap=False
