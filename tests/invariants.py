@@ -86,7 +86,7 @@ def check(home: Home, *, contents: bool = True) -> None:
     """Assert that books, mount and backing tree agree and no region is above its quota."""
     if PLAIN:
         return
-    accounts = home.status()["regions"]
+    accounts = home.settled()["regions"]
     regions = tuple(name for name in accounts if name != LOOSE)
     for name, truth in truth_of(home.tree, regions).items():
         account = accounts[name]

@@ -13,10 +13,12 @@ import re
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -199,9 +201,25 @@ class Home:
         entry = Registry(self.runtime).find(self.path)
         return ControlClient(entry.socket).status()
 
+    def settled(self) -> dict[str, Any]:
+        """The status once the daemon has seen every close of this process: nobody waits for RELEASE."""
+        deadline = time.monotonic() + READY_S
+        while (status := self.status())["fuse"]["handles_open"] > self._open_here():
+            assert time.monotonic() < deadline, f"handles are left open: {status['fuse']}"
+        return status
+
+    def _open_here(self) -> int:
+        count = 0
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                target = os.readlink(f"/proc/self/fd/{name}")
+                is_ours = target.startswith(f"{self.path}/")
+                count += is_ours and not stat.S_ISDIR(os.fstat(int(name)).st_mode)
+        return count
+
     def usage(self, region: str) -> tuple[int, int]:
         """(bytes, files) that the daemon has charged to a region."""
-        account = self.status()["regions"][region]
+        account = self.settled()["regions"][region]
         return account["bytes_used"], account["files_used"]
 
     def requests(self) -> dict[str, int]:

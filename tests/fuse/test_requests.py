@@ -92,9 +92,9 @@ def test_appends_ask_once_each_and_never_for_capabilities(home: Home, work: Path
         for _ in range(50):
             os.write(handle, b"x" * 100)
     os.close(handle)
-    assert counted.get("write") == 50
+    assert 50 <= counted["write"] <= 51  # the kernel splits the one that crosses a page
     assert "getxattr" not in counted
-    assert sum(waited_for(counted).values()) <= 51, counted
+    assert sum(waited_for(counted).values()) <= 52, counted
 
 
 def test_1000_entries_are_listed_in_at_most_6_requests_and_then_known(home: Home, work: Path) -> None:
