@@ -85,14 +85,8 @@ class Filesystem:
         directory_fd, name = self.inodes.locate(self.inodes.get(nodeid))
         return os.readlink(name, dir_fd=directory_fd)
 
-    def open_listing(self, nodeid: int) -> Listing:
-        """Open a directory for reading."""
-        listing = Listing(self.inodes.get(nodeid))
-        self.rewind(listing)
-        return listing
-
     def rewind(self, listing: Listing) -> None:
-        """Read the directory's names afresh, as rewinddir() promises."""
+        """Read the directory's names afresh: at the start, and as rewinddir() promises."""
         if listing.inode.last_stat is not None:
             listing.names = []
             return

@@ -97,11 +97,10 @@ class Handle:
 
 
 class Listing:
-    """An open directory: its names as of the open or the last rewind, so that offsets stay stable."""
+    """An open directory: its names as of when reading it (last) began, so that offsets stay stable."""
 
-    __slots__ = ("inode", "names", "was_read")
+    __slots__ = ("inode", "names")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.names: list[bytes] = []
-        self.was_read = False

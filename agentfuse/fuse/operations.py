@@ -223,16 +223,14 @@ class Operations(pyfuse3.Operations):
     def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         handle = self._next_listing
         self._next_listing += 1
-        self._listings[handle] = self._fs.open_listing(inode)
+        self._listings[handle] = Listing(self._inodes.get(inode))
         return handle
 
     @handler
     def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         listing = self._listings[fh]
         if start_id == 0:
-            if listing.was_read:
-                self._fs.rewind(listing)
-            listing.was_read = True
+            self._fs.rewind(listing)
         position = start_id
         for name in (b".", b"..")[start_id:]:
             position += 1

@@ -12,6 +12,7 @@ import pytest
 
 from agentfuse.errors import QuotaExceededError
 from agentfuse.fuse.filesystem import Caller, Change, Filesystem
+from agentfuse.fuse.handles import Listing
 from agentfuse.fuse.inodes import ROOT_NODEID, InodeTable
 from agentfuse.fuse.names import RENAME_EXCHANGE, RENAME_NOREPLACE
 from agentfuse.home.quota import Account, Ledger
@@ -343,7 +344,8 @@ def test_what_is_forgotten_leaves_nothing_behind(kernel: Kernel) -> None:
 def test_a_listing_keeps_its_names_while_the_directory_changes(kernel: Kernel) -> None:
     for number in range(5):
         kernel.write_file(f"workspace/{number}", b"")
-    listing = kernel.fs.open_listing(kernel.number("workspace"))
+    listing = Listing(kernel.inodes.get(kernel.number("workspace")))
+    kernel.fs.rewind(listing)
     kernel.unlink("workspace/3")
     kernel.write_file("workspace/late", b"")
     found = {name for name in listing.names if kernel.fs.peek(listing, name)}
