@@ -1,0 +1,297 @@
+"""Three-way merging of listings: what each rule says, and what holds whatever the listings are."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from listings import Forest, Listing, directory, fifo, file, forests, listing, symlink
+
+from agentfuse.snapshots.entries import Entry, check, names_by_inode
+from agentfuse.snapshots.rebase import is_changed, rebase
+
+COPY = b".conflicts/e1/"
+
+
+def paths(entries: Listing) -> list[bytes]:
+    return [path for path in entries if path]
+
+
+def held(entries: Listing) -> dict[bytes, object]:
+    """What a listing holds, path by path, whatever numbers its links have and wherever its contents lie."""
+    return {
+        path: msgspec.structs.replace(entry, link=0, object="", offset=0) for path, entry in entries.items()
+    }
+
+
+def groups(entries: Listing) -> set[frozenset[bytes]]:
+    return {frozenset(names) for names in names_by_inode(entries.values()).values()}
+
+
+def contents(entries: Listing) -> set[str]:
+    return {entry.sha256 for entry in entries.values() if entry.size}
+
+
+def targets(entries: Listing) -> set[bytes]:
+    return {entry.target for entry in entries.values() if entry.type == "symlink"}
+
+
+def _triple(forest: Forest, has_base: bool) -> tuple[Listing, Listing, Listing]:
+    start = forest.grow()
+    return start if has_base else {}, forest.edit(start), forest.edit(start)
+
+
+triples = st.builds(_triple, forests, st.sampled_from([True, True, True, False]))
+
+
+@given(triples)
+@settings(max_examples=400, deadline=None)
+def test_nothing_that_a_side_added_or_changed_is_lost_and_the_result_is_sound(
+    triple: tuple[Listing, Listing, Listing],
+) -> None:
+    base, theirs, mine = triple
+    merged = rebase(base, theirs, mine, "e1")
+    list(check(merged.entries.values()))
+    assert {path: entry.path for path, entry in merged.entries.items()} == {p: p for p in merged.entries}
+    for find in (contents, targets):
+        for side in (theirs, mine):
+            before = find(base)
+            changed = {p: e for p, e in side.items() if base.get(p) is None or held(base)[p] != held(side)[p]}
+            assert find(changed) - before <= find(merged.entries)
+    for conflict in merged.conflicts:
+        kept = merged.entries[conflict.kept_at]
+        assert (kept.sha256, kept.target) == (conflict.mine.sha256, conflict.mine.target)
+        assert conflict.kept_at.startswith(b".conflicts")
+
+
+@given(triples)
+@settings(max_examples=400, deadline=None)
+def test_a_committed_file_that_was_changed_keeps_its_name(triple: tuple[Listing, Listing, Listing]) -> None:
+    base, theirs, mine = triple
+    merged = rebase(base, theirs, mine, "e1").entries
+    for path, entry in theirs.items():
+        was = base.get(path)
+        content_changed = was is None or (was.type, was.sha256, was.target) != (
+            entry.type,
+            entry.sha256,
+            entry.target,
+        )
+        if entry.type != "dir" and content_changed and not path.startswith(COPY):
+            assert (merged[path].type, merged[path].sha256, merged[path].target) == (
+                entry.type,
+                entry.sha256,
+                entry.target,
+            )
+
+
+@given(triples)
+@settings(max_examples=300, deadline=None)
+def test_without_a_change_on_one_side_the_other_side_is_the_result(
+    triple: tuple[Listing, Listing, Listing],
+) -> None:
+    base, theirs, mine = triple
+    for one, other in ((theirs, base), (base, mine)):
+        if not base:
+            continue
+        merged = rebase(base, one, other, "e1")
+        changed = theirs if other is base else mine
+        assert held(merged.entries) == held(changed)
+        assert groups(merged.entries) == groups(changed)
+        assert not merged.conflicts
+        assert not is_changed(changed, merged.entries)
+
+
+@given(triples)
+@settings(max_examples=200, deadline=None)
+def test_sides_that_are_the_same_have_no_conflict(triple: tuple[Listing, Listing, Listing]) -> None:
+    base, theirs, _ = triple
+    merged = rebase(base, theirs, theirs, "e1")
+    assert held(merged.entries) == held(theirs)
+    assert groups(merged.entries) == groups(theirs)
+    assert not merged.conflicts
+
+
+@given(triples)
+@settings(max_examples=200, deadline=None)
+def test_committing_the_same_again_changes_nothing(triple: tuple[Listing, Listing, Listing]) -> None:
+    """As after a crash between the commit and the note of it: the base is still the old one."""
+    base, theirs, mine = triple
+    first = rebase(base, theirs, mine, "e1").entries
+    second = rebase(base, first, mine, "e1").entries
+    assert contents(second) == contents(first)
+    assert paths(second) == paths(first)
+
+
+BASE = listing(directory(b"d"), file(b"d/x", b"base"), file(b"n", b"base"))
+
+
+def changed(start: Listing, *entries: Entry, without: tuple[bytes, ...] = ()) -> Listing:
+    merged = start | {entry.path: entry for entry in entries}
+    return listing(*(e for p, e in merged.items() if p and p not in without))
+
+
+def test_changes_to_different_files_come_together() -> None:
+    merged = rebase(BASE, changed(BASE, file(b"n", b"theirs")), changed(BASE, file(b"d/x", b"mine")), "e1")
+    assert held(merged.entries) == held(changed(BASE, file(b"n", b"theirs"), file(b"d/x", b"mine")))
+    assert not merged.conflicts
+
+
+def test_of_two_changes_to_a_file_the_committed_keeps_the_name_and_the_other_is_kept() -> None:
+    theirs, mine = file(b"n", b"theirs"), file(b"n", b"mine")
+    merged = rebase(BASE, changed(BASE, theirs), changed(BASE, mine), "e1")
+    assert merged.entries[b"n"].sha256 == theirs.sha256
+    assert merged.entries[COPY + b"n"].sha256 == mine.sha256
+    (conflict,) = merged.conflicts
+    assert (conflict.path, conflict.kept_at) == (b"n", COPY + b"n")
+    assert (conflict.base, conflict.theirs, conflict.mine) == (BASE[b"n"], theirs, mine)
+
+
+def test_identical_changes_are_no_conflict() -> None:
+    merged = rebase(
+        BASE, changed(BASE, file(b"n", b"same", mtime_ns=1)), changed(BASE, file(b"n", b"same")), "e1"
+    )
+    assert merged.entries[b"n"].mtime_ns == 1
+    assert not merged.conflicts
+
+
+def test_mode_of_one_side_and_content_of_the_other_come_together() -> None:
+    executable = changed(BASE, file(b"n", b"base", mode=0o755))
+    rewritten = changed(BASE, file(b"n", b"new", mtime_ns=9))
+    for theirs, mine in ((executable, rewritten), (rewritten, executable)):
+        merged = rebase(BASE, theirs, mine, "e1")
+        assert held(merged.entries)[b"n"] == held(listing(file(b"n", b"new", mode=0o755, mtime_ns=9)))[b"n"]
+        assert not merged.conflicts
+
+
+@pytest.mark.parametrize("deletes", ["theirs", "mine"])
+def test_a_change_wins_over_a_deletion(deletes: str) -> None:
+    without, with_change = changed(BASE, without=(b"d", b"d/x")), changed(BASE, file(b"d/x", b"changed"))
+    sides = (without, with_change) if deletes == "theirs" else (with_change, without)
+    merged = rebase(BASE, *sides, "e1")
+    assert held(merged.entries) == held(with_change)
+
+
+def test_deletions_by_both_and_by_one_are_deletions() -> None:
+    merged = rebase(BASE, changed(BASE, without=(b"n",)), changed(BASE, without=(b"n", b"d", b"d/x")), "e1")
+    assert paths(merged.entries) == []
+
+
+def test_a_directory_that_became_a_committed_file_gives_way_with_all_that_was_added_in_it() -> None:
+    theirs = changed(BASE, file(b"d", b"a file now"), without=(b"d/x",))
+    mine = changed(BASE, file(b"d/y", b"new"), directory(b"d/s"), file(b"d/s/z", b"newer"))
+    merged = rebase(BASE, theirs, mine, "e1")
+    assert merged.entries[b"d"].type == "file"
+    assert b"d/y" not in merged.entries
+    assert merged.entries[COPY + b"d/y"].sha256 == mine[b"d/y"].sha256
+    assert merged.entries[COPY + b"d/s/z"].sha256 == mine[b"d/s/z"].sha256
+    assert COPY + b"d/x" not in merged.entries  # unchanged here, removed there
+
+
+def test_a_file_in_the_place_of_a_directory_gives_way_to_what_was_committed_in_it() -> None:
+    theirs = changed(BASE, file(b"d/y", b"new"))
+    mine = changed(BASE, file(b"d", b"a file now"), without=(b"d/x",))
+    merged = rebase(BASE, theirs, mine, "e1")
+    assert paths(merged.entries) == [b".conflicts", b".conflicts/e1", COPY + b"d", b"d", b"d/y", b"n"]
+    assert merged.entries[COPY + b"d"].sha256 == mine[b"d"].sha256
+
+
+def test_a_renamed_directory_and_changes_under_its_old_name_are_both_kept() -> None:
+    theirs = changed(BASE, file(b"d/x", b"theirs"), file(b"d/y", b"new"))
+    mine = changed(BASE, directory(b"e"), file(b"e/x", b"base"), without=(b"d", b"d/x"))
+    merged = rebase(BASE, theirs, mine, "e1")
+    assert paths(merged.entries) == [b"d", b"d/x", b"d/y", b"e", b"e/x", b"n"]
+
+
+def test_a_parent_removed_by_the_other_side_comes_back_with_its_mode() -> None:
+    base = changed(BASE, directory(b"d", mode=0o700))
+    merged = rebase(base, changed(base, without=(b"d", b"d/x")), changed(base, file(b"d/new", b"1")), "e1")
+    assert paths(merged.entries) == [b"d", b"d/new", b"n"]
+    assert merged.entries[b"d"].mode == 0o700
+
+
+def test_symlinks_are_kept_in_conflicts_and_pipes_are_not() -> None:
+    theirs = changed(BASE, symlink(b"l", b"one"), file(b"p", b"file"))
+    mine = changed(BASE, symlink(b"l", b"two"), fifo(b"p"))
+    merged = rebase(BASE, theirs, mine, "e1")
+    assert merged.entries[b"l"].target == b"one"
+    assert merged.entries[COPY + b"l"].target == b"two"
+    assert COPY + b"p" not in merged.entries
+
+
+def test_a_second_conflict_of_the_same_execution_replaces_its_own_copy() -> None:
+    first = changed(BASE, file(b"n", b"mine 1"))
+    committed = rebase(BASE, changed(BASE, file(b"n", b"theirs")), first, "e1").entries
+    merged = rebase(first, committed, changed(BASE, file(b"n", b"mine 2")), "e1")
+    assert [path for path in merged.entries if path.startswith(COPY)] == [COPY + b"n"]
+    assert merged.entries[COPY + b"n"].sha256 == file(b"", b"mine 2").sha256
+
+
+def test_copies_of_others_are_never_replaced() -> None:
+    dirs = (directory(b".conflicts"), directory(b".conflicts/e1"))
+    theirs = changed(BASE, file(b"n", b"theirs"), *dirs, file(COPY + b"n", b"another"))
+    merged = rebase(BASE, theirs, changed(BASE, file(b"n", b"mine")), "e1")
+    assert merged.entries[COPY + b"n"].sha256 == theirs[COPY + b"n"].sha256
+    assert merged.entries[COPY + b"n~2"].sha256 == file(b"", b"mine").sha256
+
+
+def test_an_identical_copy_is_kept_once() -> None:
+    dirs = (directory(b".conflicts"), directory(b".conflicts/e1"))
+    theirs = changed(BASE, file(b"n", b"theirs"), *dirs, file(COPY + b"n", b"mine"))
+    merged = rebase(BASE, theirs, changed(BASE, file(b"n", b"mine")), "e1")
+    assert [path for path in merged.entries if path.startswith(COPY)] == [COPY + b"n"]
+
+
+@pytest.mark.parametrize("hostile", [file(b".conflicts", b"in the way"), symlink(b".conflicts", b"/etc")])
+def test_a_conflicts_directory_that_is_none_is_walked_around(hostile: Entry) -> None:
+    theirs = changed(BASE, file(b"n", b"theirs"), hostile)
+    merged = rebase(BASE, theirs, changed(BASE, file(b"n", b"mine")), "e1")
+    assert merged.entries[b".conflicts~2/e1/n"].sha256 == file(b"", b"mine").sha256
+    assert merged.entries[b".conflicts"].type == hostile.type
+
+
+def test_names_of_full_length_find_a_free_place() -> None:
+    name = b"n" * 255
+    dirs = (directory(b".conflicts"), directory(b".conflicts/e1"))
+    theirs = listing(file(name, b"theirs"), *dirs, file(COPY + name, b"another"))
+    merged = rebase({}, theirs, listing(file(name, b"mine")), "e1")
+    assert merged.entries[COPY + b"n" * 253 + b"~2"].sha256 == file(b"", b"mine").sha256
+
+
+def test_hard_links_made_on_both_sides_survive() -> None:
+    theirs = changed(BASE, file(b"d/x", b"base", link=1), file(b"t", b"base", link=1))
+    mine = changed(BASE, file(b"n", b"base", link=1), file(b"m", b"base", link=1))
+    merged = rebase(BASE, theirs, mine, "e1")
+    assert groups(merged.entries) == {frozenset((b"d/x", b"t")), frozenset((b"n", b"m"))}
+
+
+def test_a_link_that_one_side_parted_stays_parted() -> None:
+    base = changed(BASE, file(b"p", b"1", link=1), file(b"q", b"1", link=1))
+    parted = changed(BASE, file(b"p", b"1"), file(b"q", b"1"))
+    for theirs, mine in ((parted, base), (base, parted), (parted, changed(base, file(b"new", b"")))):
+        assert not groups(rebase(base, theirs, mine, "e1").entries)
+
+
+def test_linked_files_in_conflict_are_linked_where_they_are_kept() -> None:
+    base = listing(file(b"p", b"1", link=1), file(b"q", b"1", link=1))
+    theirs = listing(file(b"p", b"t", link=1), file(b"q", b"t", link=1))
+    mine = listing(file(b"p", b"m", link=1), file(b"q", b"m", link=1))
+    merged = rebase(base, theirs, mine, "e1")
+    assert groups(merged.entries) == {frozenset((b"p", b"q")), frozenset((COPY + b"p", COPY + b"q"))}
+
+
+def test_only_files_modes_and_links_count_as_changes() -> None:
+    later = {p: msgspec.structs.replace(e, mtime_ns=5) if e.type == "dir" else e for p, e in BASE.items()}
+    assert not is_changed(BASE, later)
+    for change in (
+        file(b"n", b"other"),
+        file(b"n", b"base", mtime_ns=1),
+        file(b"n", b"base", mode=0o600),
+        file(b"new", b""),
+        directory(b"d", mode=0o700),
+        directory(b"new"),
+        symlink(b"n", b"x"),
+        file(b"n", b"base", xattrs=((b"user.a", b"1"),)),
+    ):
+        assert is_changed(BASE, changed(BASE, change))
+    assert is_changed(BASE, changed(BASE, file(b"n", b"base", link=1), file(b"d/x", b"base", link=1)))
