@@ -34,7 +34,7 @@ from syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 BYTES = 6000
 FILES = 9
 QUOTAS = {"shared": (BYTES, FILES), "workspace": (BYTES, FILES), "home": (BYTES, FILES)}
-EXAMPLES = int(os.environ.get("AGENTFUSE_MODEL_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("AGENTFUSE_MODEL_EXAMPLES", "300"))
 
 PREFIXES = ("shared/", "workspace/", ".")
 NAMES = ("a", "b", "d", "d/a", "d/b", "d/e", "d/e/a")
