@@ -41,6 +41,7 @@ from agentfuse.home.tree import Home, HomeRecord, list_homes, now, take_stock
 from agentfuse.objectstore import open_store, probe
 from agentfuse.progress import Progress, Reporter
 from agentfuse.regions import Region, Scope
+from agentfuse.snapshots.entries import printable
 from agentfuse.sync.engine import Memory
 from agentfuse.sync.reports import CommitReport
 from agentfuse.sync.walk import clear_tree
@@ -179,7 +180,7 @@ class HomeKeeper:
                 self._reporter.say(f"{region.name}/: no snapshot yet, it starts empty")
             else:
                 self._reporter.say(
-                    f"{region.name}/: restored {report.files} files, {format_size(report.bytes)}, "
+                    f"{region.name}/: restored {_count(report.files, 'file')}, {format_size(report.bytes)}, "
                     f"from snapshot {report.number}"
                 )
         self._write(status="live", mountpoint=str(self._spec.mountpoint))
@@ -446,13 +447,20 @@ def _told(region: str, report: CommitReport) -> Iterator[str]:
         yield f"{region}/: unchanged, nothing to flush"
     else:
         yield (
-            f"{region}/: flushed {format_size(report.bytes_put)} in {report.objects_put} objects; "
-            f"snapshot {report.number} holds {report.files} files, {format_size(report.bytes)}"
+            f"{region}/: flushed {format_size(report.bytes_put)} in {_count(report.objects_put, 'object')}; "
+            f"snapshot {report.number} holds {_count(report.files, 'file')}, {format_size(report.bytes)}"
         )
     for conflict in report.conflicts:
-        yield f"{region}/: {conflict}"
+        yield (
+            f"{region}/: another execution changed {printable(conflict.path)} too: its version keeps the "
+            f"name, this run's is kept as {printable(conflict.kept_at)}"
+        )
     if report.skipped:
         yield f"{region}/: sockets and devices are not kept: {', '.join(report.skipped[:5])}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _resident_bytes() -> int:
