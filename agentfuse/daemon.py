@@ -84,6 +84,8 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
             mount = Mount(config, replace(spec, mountpoint=mountpoint), keeper, registry, reporter)
             trio.run(mount.run, on_ready)
             if mount.failure is not None:
+                if not mount.was_mounted and not keeper.resumed:
+                    keeper.end()  # nobody has written anything
                 raise mount.failure
             keeper.end()
     finally:
@@ -101,6 +103,7 @@ class HomeKeeper:
         self._reporter = reporter
         self._owner = config.owner if os.geteuid() == 0 else None
         self.ledger = Ledger(config.regions)
+        self.resumed = False
 
     def open(self) -> None:
         """Bring the home to where it can be mounted: laid out, restored, its use counted."""
@@ -109,6 +112,7 @@ class HomeKeeper:
         self._finish_others()
         record = self._own_record()
         if record.status == "live":
+            self.resumed = True
             self._reporter.say(f"resuming execution {record.execution}: it did not end cleanly")
             self.home.lay_out(self.config.regions, self._owner)
         else:
@@ -261,6 +265,7 @@ class Mount:
         )
         self._session: Session
         self.failure: AgentfuseError | None = None
+        self.was_mounted = False
         self._state = "starting"
         self._live = trio.Event()
         self._started_at = now()
@@ -325,6 +330,7 @@ class Mount:
             async with trio.open_nursery() as serving:
                 serving.start_soon(self._run_session)
                 await self._session.ready.wait()
+                self.was_mounted = True
                 if os.geteuid() == 0:
                     widen_read_ahead(minor)
                 await nursery.start(serve_control, self._registry.socket_path(path), self)

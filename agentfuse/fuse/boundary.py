@@ -37,7 +37,8 @@ def to_fuse_error(error: Exception, operation: str) -> FUSEError:
     if isinstance(error, AgentfuseError):
         return FUSEError(error.errno)
     if isinstance(error, OSError) and error.errno:
-        return FUSEError(error.errno)
+        # The limit on descriptors that was hit is ours, not the caller's.
+        return FUSEError(errno.ENFILE if error.errno == errno.EMFILE else error.errno)
     if isinstance(error, MemoryError):
         return FUSEError(errno.ENOMEM)
     log.error("%s: unexpected error, answered EIO", operation, exc_info=error)
