@@ -84,7 +84,7 @@ class Forest:
         entries = listing()
         for _ in range(self._random.randrange(2, 9)):
             self._add(entries)
-        return self._linked(entries) if self._random.random() < 0.5 else entries
+        return in_tree_order((self._linked(entries) if self._random.random() < 0.5 else entries).values())
 
     def edit(self, start: Listing) -> Listing:
         """The listing after some programs ran: paths added, removed, renamed, rewritten, linked."""

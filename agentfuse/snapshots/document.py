@@ -206,6 +206,7 @@ def _from_line(line: _Line) -> Entry:
             raise UnsoundError(path, "a file without size or hash")
         if line.length != (line.size or None) or bool(line.object) != bool(line.size):
             raise UnsoundError(path, "its size and the length of its place in the store differ")
+    has_target = line.target is not None or line.target_b64 is not None
     return Entry(
         path=path,
         type=line.type,
@@ -215,7 +216,7 @@ def _from_line(line: _Line) -> Entry:
         sha256=line.sha256 or "",
         object=line.object or "",
         offset=line.offset or 0,
-        target=_from_text(line.target, line.target_b64) if line.type == "symlink" else b"",
+        target=_from_text(line.target, line.target_b64) if has_target else b"",
         link=line.link,
         xattrs=tuple((_from_text(x.name, x.name_b64), x.value_b64) for x in line.xattrs or ()),
     )
@@ -227,7 +228,7 @@ def _entries(lines: io.BytesIO) -> Iterator[Entry]:
         try:
             yield _from_line(decoder.decode(line))
         except ValueError as error:
-            raise ValueError(f"line {number} ({printable(line[:120])}): {error}") from error
+            raise ValueError(f"line {number} ({printable(line[:120].rstrip())}): {error}") from error
 
 
 def _check_totals(entries: list[Entry], claimed: Totals) -> None:

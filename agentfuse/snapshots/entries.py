@@ -136,10 +136,10 @@ def check(entries: Iterable[Entry]) -> Iterator[Entry]:
                 raise UnsoundError(
                     entry.path, "the first entry must be the root, a directory with an empty path"
                 )
-        elif key <= before:
-            raise UnsoundError(entry.path, "duplicate, or not in tree order")
         else:
             _check_path(entry.path, directories)
+            if key <= before:
+                raise UnsoundError(entry.path, "duplicate, or not in tree order")
         before = key
         _check_fields(entry)
         if entry.type == "dir":
@@ -152,16 +152,16 @@ def check(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def _check_path(path: bytes, directories: set[bytes]) -> None:
-    name = path.rpartition(b"/")[2]
+    parent, _, name = path.rpartition(b"/")
     if path.startswith(b"/"):
         raise UnsoundError(path, "absolute path")
     if b"\0" in path:
         raise UnsoundError(path, "NUL in the path")
-    if name in (b"", b".", b".."):
+    if name in (b"", b".", b"..") or parent.endswith((b"/", b"/.", b"/..")) or parent in (b".", b".."):
         raise UnsoundError(path, "empty, '.' or '..' component")
     if len(name) > MAX_NAME_BYTES:
         raise UnsoundError(path, f"component of more than {MAX_NAME_BYTES} bytes")
-    if parent_of(path) not in directories:
+    if parent not in directories:  # which came through here themselves
         raise UnsoundError(path, "its parent is not a directory of this listing")
 
 
