@@ -232,6 +232,7 @@ class _Writer:
             for entry in others:
                 target_fd, target = self._cursor.parent(entry.path)
                 os.link(name, target, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
+                self._meter.add(files=1)
         finally:
             os.close(source_fd)
 

@@ -16,8 +16,8 @@ _INTERVAL_S = 0.05
 class RestoreReport:
     """A restore that is durable. ``number`` is None when the agent has no snapshot yet.
 
-    ``files`` and ``bytes`` are what was restored (each inode once), ``requests`` the reads of contents
-    that it took.
+    ``files`` counts names of files, ``bytes`` their contents (each inode once), ``requests`` the reads of
+    contents that it took.
     """
 
     number: int | None
