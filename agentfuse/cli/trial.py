@@ -72,13 +72,19 @@ def _mount_by_fusermount(directory: Path) -> None:
             check=False,
         )
         if done.returncode != 0:
-            raise EnvironmentProblem(
-                f"fusermount3 refuses to mount: {done.stderr.strip() or done.returncode}",
-                hint="it must be setuid root and run without NoNewPrivileges; "
-                "or mount as root, or in a user namespace (unshare -Urm)",
-            )
+            said = done.stderr.strip() or f"exit code {done.returncode}"
+            raise EnvironmentProblem(f"fusermount3 refuses to mount: {said}", hint=_fusermount_fix(said))
         _close_received(ours)
         subprocess.run([program, "-u", "-z", "--", directory], timeout=_FUSERMOUNT_DEADLINE_S, check=True)
+
+
+def _fusermount_fix(said: str) -> str:
+    if "determine username" in said:
+        return f"give uid {os.getuid()} an entry in /etc/passwd"
+    return (
+        "it must be setuid root and run without NoNewPrivileges; "
+        "or mount as root, or in a user namespace (unshare -Urm)"
+    )
 
 
 def _close_received(channel: socket.socket) -> None:

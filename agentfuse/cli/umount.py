@@ -14,7 +14,7 @@ from agentfuse.cli import options
 from agentfuse.cli.holders import Holder, holders_of
 from agentfuse.cli.output import say, terminal_reporter
 from agentfuse.config import Config
-from agentfuse.control.client import ControlClient
+from agentfuse.control.client import ANSWER_DEADLINE_S, ControlClient
 from agentfuse.control.liveness import liveness
 from agentfuse.control.mountinfo import mounts_at, resolve_mountpoint
 from agentfuse.control.registry import PublishedMount, Registry, open_registry
@@ -75,8 +75,10 @@ def end_mount(
     """
     mountpoint = Path(entry.record.mountpoint)
     begun = time.monotonic()
+    silence_s = ANSWER_DEADLINE_S if timeout_s is None else max(0.1, min(timeout_s, ANSWER_DEADLINE_S))
+    client = ControlClient(entry.socket, deadline_s=silence_s)
     try:
-        for line in ControlClient(entry.socket).unmount(lazy=lazy, timeout_s=timeout_s):
+        for line in client.unmount(lazy=lazy, timeout_s=timeout_s):
             _report(line, reporter)
     except AgentfuseError as error:
         holders = holders_of(mountpoint) if registry.is_served(mountpoint) and not lazy else []

@@ -33,7 +33,7 @@ def test_background_returns_when_the_mount_is_usable_and_umount_when_all_is_dura
     done = host.run("umount", host.home)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"unmounted {host.home}: everything is durable" in done.stdout
-    assert "snapshot 1 holds 1 files" in done.stdout
+    assert "snapshot 1 holds 1 file" in done.stdout
     assert not host.registry.is_served(host.home)
     assert "everything is durable" in host.log()
     host.mount(execution="e2")
@@ -64,7 +64,7 @@ def test_the_foreground_gives_a_short_honest_account(host: Host) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert "snapshot 1 holds 1 files, 5 B" in out
+    assert "snapshot 1 holds 1 file, 5 B" in out
     assert out.endswith("everything is durable\n")
 
 
@@ -74,7 +74,7 @@ def test_a_signal_ends_the_mount_with_a_flush(host: Host, number: signal.Signals
     (host.home / "shared/x").write_text("12345")
     os.kill(pid, number)
     assert host.registry.wait_until_released(host.home, timeout_s=60)
-    assert "snapshot 1 holds 1 files" in host.log()
+    assert "snapshot 1 holds 1 file" in host.log()
 
 
 def test_a_reader_that_leaves_does_not_end_the_mount(host: Host) -> None:
@@ -245,6 +245,18 @@ def test_a_busy_mount_stays_and_its_holders_are_named(host: Host) -> None:
     assert os.listdir(host.home) == []
 
 
+def test_umount_gives_up_on_a_daemon_that_hangs_after_its_timeout(host: Host) -> None:
+    pid = host.mount()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        done = host.run("umount", host.home, "--timeout", "0.5")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert done.returncode == 75
+    assert "does not answer" in done.stderr
+    assert "pid" in done.stderr
+
+
 def test_a_dead_mount_is_detached_and_what_it_left_is_named(host: Host) -> None:
     host.mount()
     (host.home / "shared/x").write_text("12345")
@@ -319,3 +331,20 @@ def test_a_client_that_is_killed_does_not_stop_the_unmount(host: Host) -> None:
         client.sendall(b"POST /v1/unmount HTTP/1.1\r\nHost: x\r\n\r\n")
     assert host.registry.wait_until_released(host.home, timeout_s=60)
     assert "everything is durable" in host.log()
+
+
+def test_mount_options_do_what_they_say(host: Host) -> None:
+    host.mount("--mount-option", "noexec,dev")
+    program = host.home / "workspace/program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    with pytest.raises(PermissionError):
+        subprocess.run([program], check=True)
+    os.mknod(host.home / "workspace/null", 0o20666, os.makedev(1, 3))
+    assert (host.home / "workspace/null").read_bytes() == b""
+    assert host.run("umount", host.home).returncode == 0
+    host.mount("--xattrs", execution="e2")
+    with pytest.raises(PermissionError):
+        os.mknod(host.home / "workspace/null", 0o20666, os.makedev(1, 3))
+    os.setxattr(host.home / "workspace", "user.x", b"1")
+    assert os.getxattr(host.home / "workspace", "user.x") == b"1"
