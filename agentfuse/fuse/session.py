@@ -41,6 +41,7 @@ class Session:
         self.ledger = ledger
         self.ready = trio.Event()
         self._options = options
+        self._closed = False
         self._root_fd = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._inodes = InodeTable(self._root_fd, ledger.loose, max_directory_fds=max(16, descriptors // 4))
@@ -71,10 +72,10 @@ class Session:
         """Answer the kernel until the home is unmounted or ``stop`` is called."""
         await pyfuse3.main(min_tasks=1, max_tasks=20)
 
-    @staticmethod
-    def stop() -> None:
-        """Stop answering: whoever still holds files of the home gets ENOTCONN."""
-        pyfuse3.terminate()
+    def stop(self) -> None:
+        """Stop answering: whoever still holds files of the home gets ENOTCONN. Late calls do nothing."""
+        if not self._closed:  # libfuse would touch a session that is freed
+            pyfuse3.terminate()
 
     def as_dict(self) -> dict[str, object]:
         """``{requests: {operation: count}, inodes_known, handles_open}``."""
@@ -83,6 +84,11 @@ class Session:
             "inodes_known": len(self._inodes),
             "handles_open": self._filesystem.content.open_count(),
         }
+
+    def disconnect(self) -> None:
+        """Close the connection to the kernel."""
+        self._closed = True
+        pyfuse3.close(unmount=False)
 
     def close(self) -> None:
         """Close all backing descriptors."""
@@ -113,7 +119,7 @@ def mounted(tree: Path, mountpoint: Path, ledger: Ledger, options: SessionOption
         try:
             yield session
         finally:
-            pyfuse3.close(unmount=False)
+            session.disconnect()
     finally:
         session.close()
 
