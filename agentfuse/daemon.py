@@ -12,18 +12,16 @@ import contextlib
 import logging
 import os
 import resource
-import shutil
 import signal
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import trio
 
 from agentfuse import mountpoint as mountpoints
-from agentfuse.config import Config, format_size
+from agentfuse.config import Config
 from agentfuse.control.mountinfo import mounts_at, resolve_mountpoint
 from agentfuse.control.registry import MountRecord, Registry, open_registry
 from agentfuse.control.server import serve as serve_control
@@ -32,19 +30,11 @@ from agentfuse.errors import (
     EnvironmentProblem,
     MountError,
     UnflushedError,
-    UsageError,
 )
 from agentfuse.fuse.session import Session, SessionOptions, mounted, widen_read_ahead
-from agentfuse.home.index import Index
-from agentfuse.home.quota import Ledger
-from agentfuse.home.tree import Home, HomeRecord, list_homes, now, take_stock
-from agentfuse.objectstore import open_store, probe
+from agentfuse.home.tree import Home, now
 from agentfuse.progress import Progress, Reporter
-from agentfuse.regions import Region, Scope
-from agentfuse.snapshots.entries import printable
-from agentfuse.sync.engine import Memory
-from agentfuse.sync.reports import CommitReport
-from agentfuse.sync.walk import clear_tree
+from agentfuse.sync.keeper import HomeKeeper
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +69,14 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
         home = Home(config.state, spec.execution)
         _make_directory(home.path)
         with home.locked():
-            keeper = HomeKeeper(config, spec, home, reporter)
+            keeper = HomeKeeper(
+                config,
+                home,
+                agent=spec.agent,
+                mountpoint=mountpoint,
+                ephemeral=spec.ephemeral,
+                reporter=reporter,
+            )
             keeper.open()
             mount = Mount(config, replace(spec, mountpoint=mountpoint), keeper, registry, reporter)
             trio.run(mount.run, on_ready)
@@ -91,163 +88,6 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
     finally:
         registry.withdraw(mountpoint)
         lock.release()
-
-
-class HomeKeeper:
-    """Opens a home before the mount and flushes it after; what earlier runs left unfinished, too."""
-
-    def __init__(self, config: Config, spec: MountSpec, home: Home, reporter: Reporter) -> None:
-        self.config = config
-        self.home = home
-        self._spec = spec
-        self._reporter = reporter
-        self._owner = config.owner if os.geteuid() == 0 else None
-        self.ledger = Ledger(config.regions)
-        self.resumed = False
-
-    def open(self) -> None:
-        """Bring the home to where it can be mounted: laid out, restored, its use counted."""
-        probe(open_store(self.config.store))
-        self._remove_expired()
-        self._finish_others()
-        record = self._own_record()
-        if record.status == "live":
-            self.resumed = True
-            self._reporter.say(f"resuming execution {record.execution}: it did not end cleanly")
-            self.home.lay_out(self.config.regions, self._owner)
-        else:
-            self._restore(record)
-        take_stock(self.home.tree, self.ledger)
-        for account in self.ledger.accounts():
-            if account.bytes_used > account.bytes_quota:
-                self._reporter.say(f"{account.name}/ holds more than its quota: it can only shrink")
-
-    def report_to(self, reporter: Reporter) -> None:
-        """Tell ``reporter`` from now on."""
-        self._reporter = reporter
-
-    def flush(self) -> None:
-        """Commit every agent-scoped region; raises ``UnflushedError``, the home being complete on disk."""
-        try:
-            for region in self._agent_regions():
-                self._commit(self.home, self._record, region, "unmount")
-        except (AgentfuseError, OSError) as error:
-            raise UnflushedError(
-                f"{error}: the memory of this run is not in the store yet, but whole in {self.home.tree}",
-                hint=f"once the store works, mount agent {self._spec.agent} again on this host",
-            ) from error
-
-    def end(self) -> None:
-        """Everything durable is in the store: mark the home so, or remove it when it cannot be resumed."""
-        self._write(status="clean", ended_at=now())
-        if self._spec.ephemeral or self.config.keep_ended_s == 0:
-            _remove_home(self.home)
-
-    @property
-    def _record(self) -> HomeRecord:
-        record = self.home.record()
-        if record is None:
-            raise EnvironmentProblem(f"{self.home.path}/home.json has disappeared")
-        return record
-
-    def _own_record(self) -> HomeRecord:
-        record = self.home.record()
-        if record is None:
-            record = HomeRecord(
-                agent=self._spec.agent,
-                execution=self._spec.execution,
-                store=self.config.store,
-                status="restoring",
-                created_at=now(),
-            )
-        elif record.agent != self._spec.agent:
-            raise UsageError(
-                f"execution {record.execution} belongs to agent {record.agent}",
-                hint="give another --execution, or leave it out",
-            )
-        elif record.status == "live" and record.store != self.config.store:
-            raise UsageError(
-                f"execution {record.execution} has unflushed work for the store {record.store}",
-                hint=f"mount it with --store {record.store}",
-            )
-        self.home.write_record(record)
-        return record
-
-    def _restore(self, record: HomeRecord) -> None:
-        self._write(status="restoring", store=self.config.store, ended_at=None)
-        self.home.lay_out(self.config.regions, self._owner)
-        for region in self._agent_regions():
-            clear_tree(self.home.tree / region.name)
-            with self._memory(self.home, record, region) as memory:
-                report = memory.restore(self._reporter)
-            if report.number is None:
-                self._reporter.say(f"{region.name}/: no snapshot yet, it starts empty")
-            else:
-                self._reporter.say(
-                    f"{region.name}/: restored {_count(report.files, 'file')}, {format_size(report.bytes)}, "
-                    f"from snapshot {report.number}"
-                )
-        self._write(status="live", mountpoint=str(self._spec.mountpoint))
-
-    def _finish_others(self) -> None:
-        """Flush what earlier executions of this agent could not; what fails again stays and is told."""
-        for home in list_homes(self.config.state):
-            if home.execution == self._spec.execution:
-                continue
-            try:
-                record = home.record()
-                if record is None or record.agent != self._spec.agent or record.status != "live":
-                    continue
-                with home.locked():
-                    self._finish(home, record)
-            except AgentfuseError as error:
-                if not home.is_locked():
-                    self._reporter.say(f"execution {home.execution} is still unflushed: {error}")
-
-    def _finish(self, home: Home, record: HomeRecord) -> None:
-        self._reporter.say(f"finishing execution {record.execution}, which ended without its flush")
-        for region in self._agent_regions():
-            if (home.tree / region.name).is_dir():
-                self._commit(home, record, region, "recovered")
-        home.write_record(msgspec.structs.replace(record, status="clean", ended_at=now()))
-
-    def _remove_expired(self) -> None:
-        for home in list_homes(self.config.state):
-            with contextlib.suppress(AgentfuseError):
-                record = home.record()
-                if record is None or record.status != "clean" or home.execution == self._spec.execution:
-                    continue
-                if (record.ended_at or 0) + self.config.keep_ended_s < now():
-                    with home.locked():
-                        _remove_home(home)
-
-    def _agent_regions(self) -> list[Region]:
-        return [region for region in self.config.regions if region.scope is Scope.AGENT]
-
-    def _commit(self, home: Home, record: HomeRecord, region: Region, reason: str) -> None:
-        with self._memory(home, record, region) as memory:
-            report = memory.commit(self._reporter, reason)
-        for line in _told(region.name, report):
-            self._reporter.say(line)
-
-    @contextlib.contextmanager
-    def _memory(self, home: Home, record: HomeRecord, region: Region) -> Iterator[Memory]:
-        index = Index(home.index_of(region.name))
-        try:
-            yield Memory(
-                store=open_store(record.store if record.status == "live" else self.config.store),
-                agent=record.agent,
-                execution=record.execution,
-                root=home.tree / region.name,
-                index=index,
-                owner=self._owner,
-                region=region.name,
-            )
-        finally:
-            index.close()
-
-    def _write(self, **changes: object) -> None:
-        self.home.write_record(msgspec.structs.replace(self._record, **changes))
 
 
 class Mount:
@@ -448,27 +288,6 @@ def _as_line(error: AgentfuseError) -> dict[str, object]:
     return {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
 
-def _told(region: str, report: CommitReport) -> Iterator[str]:
-    if report.number is None:
-        yield f"{region}/: unchanged, nothing to flush"
-    else:
-        yield (
-            f"{region}/: flushed {format_size(report.bytes_put)} in {_count(report.objects_put, 'object')}; "
-            f"snapshot {report.number} holds {_count(report.files, 'file')}, {format_size(report.bytes)}"
-        )
-    for conflict in report.conflicts:
-        yield (
-            f"{region}/: another execution changed {printable(conflict.path)} too: its version keeps the "
-            f"name, this run's is kept as {printable(conflict.kept_at)}"
-        )
-    if report.skipped:
-        yield f"{region}/: sockets and devices are not kept: {', '.join(report.skipped[:5])}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE")
@@ -491,8 +310,3 @@ def _make_directory(path: Path) -> None:
             f"the state directory {path.parent.parent} cannot be used: {os.strerror(error.errno or 0)}",
             hint="it must be writable and have free space; choose another with --state",
         ) from error
-
-
-def _remove_home(home: Home) -> None:
-    clear_tree(home.tree)
-    shutil.rmtree(home.path)
