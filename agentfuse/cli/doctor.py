@@ -71,7 +71,7 @@ def doctor(
         raise typer.Exit(EnvironmentProblem.exit_code)
 
 
-def _findings(*, config: Path | None, store: str | None, state: str | None) -> Iterator[Finding]:
+def _findings(*, config: str | None, store: str | None, state: str | None) -> Iterator[Finding]:
     yield _python()
     yield from _guarded("/proc", _proc)
     yield from _guarded("/dev/fuse", _device)

@@ -69,7 +69,7 @@ def status(mountpoint: options.Mountpoint, *, json: options.Json = False) -> Non
 
 def df(
     mountpoints: Annotated[
-        list[Path] | None, typer.Argument(metavar="MOUNTPOINT", help="Which mounts; all if left out.")
+        list[str] | None, typer.Argument(metavar="MOUNTPOINT", help="Which mounts; all if left out.")
     ] = None,
     *,
     json: options.Json = False,
@@ -102,7 +102,7 @@ def df(
         )
 
 
-def _ask(registry: Registry, mountpoint: Path) -> dict[str, Any]:
+def _ask(registry: Registry, mountpoint: str) -> dict[str, Any]:
     entry = registry.find(mountpoint)
     if not entry.alive:
         raise NotFoundError(

@@ -10,8 +10,9 @@ import typer
 
 from agentfuse.config import Config, load_config
 
+# Texts, not Paths: typer would stat a Path, and a mount whose daemon hangs answers nobody.
 Mountpoint = Annotated[
-    Path, typer.Argument(metavar="MOUNTPOINT", help="Where the home is, or will be, mounted.")
+    str, typer.Argument(metavar="MOUNTPOINT", help="Where the home is, or will be, mounted.")
 ]
 Agent = Annotated[str, typer.Option("--agent", help="The agent whose home it is.")]
 Execution = Annotated[
@@ -22,7 +23,7 @@ Store = Annotated[
 ]
 State = Annotated[str | None, typer.Option("--state", metavar="DIR", help="Where this host keeps its homes.")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="The configuration, in TOML.")
+    str | None, typer.Option("--config", metavar="FILE", help="The configuration, in TOML.")
 ]
 Owner = Annotated[
     str | None, typer.Option("--owner", metavar="UID:GID", help="Whom the files of the home belong to.")
@@ -37,7 +38,7 @@ Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 def configure(
     *,
-    config: Path | None = None,
+    config: str | None = None,
     store: str | None = None,
     state: str | None = None,
     owner: str | None = None,
@@ -46,7 +47,7 @@ def configure(
 ) -> Config:
     """The Config of this process: file, environment, these flags. Raises ConfigError."""
     return load_config(
-        config,
+        None if config is None else Path(config),
         environ=os.environ,
         overrides={
             "store": store,

@@ -38,7 +38,7 @@ class Request:
     ephemeral: bool
 
     @classmethod
-    def of(cls, mountpoint: Path, agent: str, execution: str | None) -> Request:
+    def of(cls, mountpoint: str | Path, agent: str, execution: str | None) -> Request:
         """Check what the command line says; an execution that nobody named gets a new id."""
         return cls(
             mountpoint=resolve_mountpoint(mountpoint),

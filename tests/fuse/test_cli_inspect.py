@@ -63,11 +63,19 @@ def test_ps_shows_the_living_the_dead_and_the_unflushed(host: Host) -> None:
     assert answer(host, "ps") == []
 
 
-def test_ps_does_not_wait_for_a_daemon_that_hangs(host: Host) -> None:
+def test_nothing_waits_for_a_daemon_that_hangs(host: Host) -> None:
     pid = host.mount()
     os.kill(pid, signal.SIGSTOP)
     try:
         assert [row["state"] for row in answer(host, "ps")] == ["not answering"]
+        for verb in ("status", "df"):
+            done = host.run(verb, host.home)
+            assert done.returncode == 75
+            assert "does not answer" in done.stderr
+        done = host.run("mount", host.home, "--agent", "a")
+        assert done.returncode == 75
+        assert f"already served by execution e1 (pid {pid})" in done.stderr
+        assert "its daemon is hung" in host.run("doctor").stdout
     finally:
         os.kill(pid, signal.SIGCONT)
 
