@@ -8,7 +8,6 @@ The seal, the last line, is the SHA-256 of all bytes above it, so the document v
 from __future__ import annotations
 
 import datetime
-import gzip
 import hashlib
 import io
 import re
@@ -27,6 +26,7 @@ MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
 
 _KIND: Literal["agentfuse snapshot"] = "agentfuse snapshot"
 _MAX = 2**62
+_GZIP = 31  # zlib's number for the gzip container, with a CRC of its own and no time in it
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX)]
 Hash = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -77,19 +77,14 @@ def encode(snapshot: Snapshot) -> bytes:
         totals=snapshot.totals,
     )
     name = f"{snapshot.region} {snapshot.number}"
-    lines = [encoder.encode(header)]
+    document = _Packer(name)
+    document.add(encoder.encode(header))
     try:
-        lines.extend(encoder.encode(_to_line(entry)) for entry in check(snapshot.entries))
+        for entry in check(snapshot.entries):
+            document.add(encoder.encode(_to_line(entry)))
     except UnsoundError as error:
         raise IntegrityError(f"snapshot {name} cannot be written: {error}") from error
-    body = b"\n".join(lines) + b"\n"
-    if len(body) > MAX_DOCUMENT_BYTES:
-        raise AgentfuseError(
-            f"snapshot {name} would be {len(body):,} bytes long, the limit is {MAX_DOCUMENT_BYTES:,}",
-            hint="keep fewer files, or flatter directories",
-        )
-    seal = encoder.encode(_Seal(seal=hashlib.sha256(body).hexdigest())) + b"\n"
-    return gzip.compress(body + seal, compresslevel=6, mtime=0)
+    return document.sealed()
 
 
 def decode(data: bytes, name: str) -> Snapshot:
@@ -99,11 +94,11 @@ def decode(data: bytes, name: str) -> Snapshot:
     """
     try:
         body = _unpack(data)
-        first = body.partition(b"\n")[0]
-        _check_format(first, name)
-        entries_from = io.BytesIO(_unsealed(body))
-        header = msgspec.json.decode(entries_from.readline(), type=_Header)
-        entries = list(check(_entries(entries_from)))
+        _check_format(body[: body.find(b"\n")], name)
+        end = _end_of_sealed(body)
+        lines = io.BytesIO(body)
+        header = msgspec.json.decode(lines.readline(), type=_Header)
+        entries = list(check(_entries(lines, end)))
         _check_totals(entries, header.totals)
     except (ValueError, zlib.error) as error:
         raise IntegrityError(
@@ -222,13 +217,20 @@ def _from_line(line: _Line) -> Entry:
     )
 
 
-def _entries(lines: io.BytesIO) -> Iterator[Entry]:
+def _entries(lines: io.BytesIO, end: int) -> Iterator[Entry]:
     decoder = msgspec.json.Decoder(_Line)
-    for number, line in enumerate(lines, start=2):
+    objects: dict[str, str] = {}  # the entries of one pack share its name, also in memory
+    number = 1
+    while lines.tell() < end:
+        number += 1
+        raw = lines.readline()
         try:
-            yield _from_line(decoder.decode(line))
+            line = decoder.decode(raw)
+            if line.object is not None:
+                line.object = objects.setdefault(line.object, line.object)
+            yield _from_line(line)
         except ValueError as error:
-            raise ValueError(f"line {number} ({printable(line[:120].rstrip())}): {error}") from error
+            raise ValueError(f"line {number} ({printable(raw[:120].rstrip())}): {error}") from error
 
 
 def _check_totals(entries: list[Entry], claimed: Totals) -> None:
@@ -262,8 +264,36 @@ def _from_time(text: str) -> int:
 # -- the envelope
 
 
+class _Packer:
+    """A document in the making; only its packed form is held."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._compressor = zlib.compressobj(6, wbits=_GZIP)
+        self._packed = bytearray()
+        self._digest = hashlib.sha256()
+        self._size = 0
+
+    def add(self, line: bytes) -> None:
+        self._put(line + b"\n")
+        if self._size > MAX_DOCUMENT_BYTES:
+            raise AgentfuseError(
+                f"snapshot {self._name} would be longer than the limit of {MAX_DOCUMENT_BYTES:,} bytes",
+                hint="keep fewer files, or flatter directories",
+            )
+
+    def sealed(self) -> bytes:
+        self._put(msgspec.json.encode(_Seal(seal=self._digest.hexdigest())) + b"\n")
+        return bytes(self._packed + self._compressor.flush())
+
+    def _put(self, line: bytes) -> None:
+        self._size += len(line)
+        self._digest.update(line)
+        self._packed += self._compressor.compress(line)
+
+
 def _unpack(data: bytes) -> bytes:
-    unpacker = zlib.decompressobj(wbits=31)  # 31: gzip, whose own CRC finds the ordinary damage
+    unpacker = zlib.decompressobj(wbits=_GZIP)
     body = unpacker.decompress(data, MAX_DOCUMENT_BYTES + 1)
     if len(body) > MAX_DOCUMENT_BYTES:
         raise ValueError(f"more than {MAX_DOCUMENT_BYTES:,} bytes long when unpacked")
@@ -286,12 +316,12 @@ def _check_format(first_line: bytes, name: str) -> None:
 _SEAL_LINE = re.compile(rb'\{"seal":"[0-9a-f]{64}"\}\n')
 
 
-def _unsealed(body: bytes) -> bytes:
-    """The lines above the seal, once they are what it says."""
+def _end_of_sealed(body: bytes) -> int:
+    """Where the lines above the seal end, once they are what it says."""
     end = body.rfind(b"\n", 0, -1) + 1
     if not _SEAL_LINE.fullmatch(body, end):
         raise ValueError("without a seal on its last line")
-    content = body[:end]
-    if msgspec.json.decode(body[end:], type=_Seal).seal != hashlib.sha256(content).hexdigest():
+    seal = msgspec.json.decode(body[end:], type=_Seal).seal
+    if seal != hashlib.sha256(memoryview(body)[:end]).hexdigest():
         raise ValueError("its seal is not the SHA-256 of the lines above it")
-    return content
+    return end

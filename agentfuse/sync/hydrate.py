@@ -66,34 +66,27 @@ def hydrate(
 
 @dataclass(slots=True)
 class _Run:
-    """Contents of one object that come with one request, in order of offset."""
+    """Contents of one object, from ``offset`` to ``end``, that come with one request."""
 
     object: str
+    offset: int
+    end: int
     contents: list[Entry]
-
-    @property
-    def offset(self) -> int:
-        return self.contents[0].offset
-
-    @property
-    def end(self) -> int:
-        return max(entry.offset + entry.size for entry in self.contents)
 
 
 def plan(contents: Iterable[Entry]) -> list[_Run]:
-    """Group contents to runs that are cheap to fetch and no longer than a pack."""
+    """Group contents to runs that are cheap to fetch, and no longer than a pack unless a content is."""
     runs: list[_Run] = []
+    last = _Run("", 0, 0, [])
     for entry in sorted(contents, key=lambda entry: (entry.object, entry.offset)):
-        last = runs[-1] if runs else None
-        if (
-            last is not None
-            and last.object == entry.object
-            and entry.offset - last.end <= GAP_BYTES
-            and entry.offset + entry.size - last.offset <= PACK_BYTES
-        ):
+        end = max(last.end, entry.offset + entry.size)
+        is_near = entry.object == last.object and entry.offset - last.end <= GAP_BYTES
+        if is_near and end - last.offset <= PACK_BYTES:
             last.contents.append(entry)
+            last.end = end
         else:
-            runs.append(_Run(entry.object, [entry]))
+            last = _Run(entry.object, entry.offset, entry.offset + entry.size, [entry])
+            runs.append(last)
     return runs
 
 
