@@ -19,7 +19,7 @@ from agentfuse.control.registry import PublishedMount, Registry, open_registry
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError
 from agentfuse.home.tree import list_homes
 
-_DEADLINE_S = 5.0
+_DEADLINE_S = 3.0
 _BUSIEST = 8
 
 

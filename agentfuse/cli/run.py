@@ -29,6 +29,8 @@ from agentfuse.progress import Reporter
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _SI_KERNEL = 0x80
+_GRACE_S = 10.0
+"""How long a daemon whose flush failed may take to end before we leave it alone."""
 _NOT_EXECUTABLE = 126
 _NOT_FOUND = 127
 
@@ -73,10 +75,15 @@ def run(
             print_error(error)
             code = code or error.exit_code
         except KeyboardInterrupt:
-            note(f"agentfuse: interrupted; the daemon (pid {daemon.pid}) ends its flush first")
+            os.kill(daemon.pid, signal.SIGTERM)  # which ends a flush, keeping the home
+            print_error(
+                UnflushedError(
+                    f"interrupted while flushing: execution {request.execution} is not in the store yet",
+                    hint=f"it is safe on this host: the next mount of agent {agent} here finishes it",
+                )
+            )
             code = code or UnflushedError.exit_code
-        else:
-            os.waitpid(daemon.pid, 0)
+        registry.wait_until_released(request.mountpoint, timeout_s=_GRACE_S)
     raise typer.Exit(code)
 
 
