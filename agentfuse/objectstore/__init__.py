@@ -1,4 +1,4 @@
-"""Object stores: a contract, a local directory that fulfils it, and a probe that asks for proof."""
+"""Object stores: a contract, a local directory and S3 that fulfil it, and a probe that asks for proof."""
 
 from __future__ import annotations
 
@@ -20,23 +20,31 @@ __all__ = [
     "probe",
 ]
 
-_SCHEMES = "file:///absolute/path"
+_LOCAL = "file:///absolute/path"
 
 
 def open_store(url: str) -> ObjectStore:
     """The object store of a URL. Nothing is read or written yet: :func:`probe` does that.
 
-    Raises ``UsageError`` for a scheme there is none of, and for a malformed URL.
+    Raises ``UsageError`` for a scheme there is none of, for a malformed URL, and for one that holds
+    credentials. An ``s3://`` store may look for credentials now, over the network on a cloud's machine.
     """
+    if url.startswith("s3:"):
+        from agentfuse.objectstore.s3_url import parse_s3_url  # noqa: PLC0415  a mount loads one store's code
+
+        location = parse_s3_url(url)
+        from agentfuse.objectstore.s3 import S3Store  # noqa: PLC0415  25 MB
+
+        return S3Store(location)
     parts = urlsplit(url)
     if parts.scheme != "file":
         raise UsageError(
             f"store {url!r}: {'no scheme' if not parts.scheme else f'unknown scheme {parts.scheme!r}'}",
-            hint=f"stores there are: {_SCHEMES}",
+            hint=f"stores there are: {_LOCAL}, s3://bucket/prefix?endpoint_url=…&region=…",
         )
     path = unquote(parts.path)
     if parts.netloc or parts.query or parts.fragment or not path.startswith("/") or "\0" in path:
-        raise UsageError(f"store {url!r}: malformed", hint=f"a local store is written {_SCHEMES}")
-    from agentfuse.objectstore.local import LocalStore  # noqa: PLC0415  a mount loads one store's code
+        raise UsageError(f"store {url!r}: malformed", hint=f"a local store is written {_LOCAL}")
+    from agentfuse.objectstore.local import LocalStore  # noqa: PLC0415
 
     return LocalStore(Path(os.path.normpath(path)))

@@ -59,7 +59,11 @@ class ObjectStore(Protocol):
     def put_if_absent(self, key: str, body: bytes) -> bool:
         """Write an object only if the key has none, atomically; whether this call wrote it.
 
-        After a ``StoreError`` it is unknown whether the object was written.
+        Writers of one key must differ in their bytes (hold an id of their own), because an answer can get
+        lost on the way. True is certain. False says that the key has an object, which may be this call's
+        own: where a request was sent twice behind our backs, the second finds what the first wrote. So
+        who is told False reads the key and looks for its id. After a ``StoreError``, too, it is unknown
+        whether the object was written, and reading tells.
         """
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
