@@ -57,7 +57,7 @@ class ConfigError(UsageError):
         self.problems = problems
 
 
-class EnvironmentProblem(AgentfuseError):
+class EnvironmentProblem(AgentfuseError):  # noqa: N818  # EnvironmentError is a builtin
     """The machine lacks something: /dev/fuse, fusermount3, a writable state directory, disk space."""
 
     exit_code = 69

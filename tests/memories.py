@@ -11,7 +11,7 @@ from agentfuse.home.index import Index
 from agentfuse.objectstore import ObjectStore
 from agentfuse.progress import Progress, Silent
 from agentfuse.sync.engine import Memory
-from agentfuse.sync.walk import Cursor, join, read_directory
+from agentfuse.home.walk import Cursor, join, read_directory
 
 SILENT = Silent()
 

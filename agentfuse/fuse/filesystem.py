@@ -19,7 +19,7 @@ from agentfuse.fuse.handles import Listing
 from agentfuse.fuse.inodes import Inode, InodeTable
 from agentfuse.fuse.names import RENAME_EXCHANGE, RENAME_NOREPLACE, Rename, Side, name_is_gone, renameat2
 from agentfuse.home.quota import Account, Ledger
-from agentfuse.home.tree import open_directory
+from agentfuse.home.walk import open_directory
 
 NAME_MAX = 255
 

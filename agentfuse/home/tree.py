@@ -1,7 +1,6 @@
-"""A home on the local disk: its record, its lock, its layout, and safe walks of what agents left there.
+"""A home on the local disk: its record, its lock, its layout, and what is in it.
 
-``STATE/homes/<execution>/{home.json, lock, tree/, <region>.index.db}``. Walks go by directory descriptor and
-never follow a symlink: the tree's content is the agent's and may be hostile. Knows no FUSE.
+``STATE/homes/<execution>/{home.json, lock, tree/, <region>.index.db}``. Knows no FUSE.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import msgspec
 
 from agentfuse.errors import BusyError, EnvironmentProblem, IntegrityError
 from agentfuse.home.quota import Ledger
+from agentfuse.home.walk import Cursor, join, read_directory
 from agentfuse.regions import Region
 
 Status = Literal["restoring", "live", "clean"]
@@ -194,81 +194,34 @@ class Weight:
             self.bytes_used += st.st_size
 
 
-def weigh(directory_fd: int, name: bytes, weight: Weight) -> Weight:
-    """Count ``name`` and everything below it, never following a symlink, however deep it is."""
-    st = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
-    weight.add(st)
-    if stat.S_ISDIR(st.st_mode):
-        fd = open_directory(name, directory_fd)
-        weigh_below(fd, weight)
+def weigh(directory: int | Path, name: bytes, weight: Weight) -> Weight:
+    """Count ``name``, which is in ``directory`` (its descriptor or path), and everything below it."""
+    with Cursor(directory) as cursor:
+        directory_fd = cursor.enter(b"")
+        _weigh_from(cursor, name, os.stat(name, dir_fd=directory_fd, follow_symlinks=False), weight)
     return weight
 
 
-def weigh_below(fd: int, weight: Weight) -> None:
-    """Count everything below an open directory; takes the descriptor over and closes it."""
-    # One descriptor per level would run out on hostile depth, so directories yet to be read wait as
-    # (their parent's path from here) and are walked one component at a time from the top.
-    pending: list[tuple[bytes, ...]] = [()]
-    try:
-        while pending:
-            path = pending.pop()
-            here = _descend(fd, path)
-            try:
-                with os.scandir(here) as entries:
-                    for entry in entries:
-                        st = entry.stat(follow_symlinks=False)
-                        weight.add(st)
-                        if stat.S_ISDIR(st.st_mode):
-                            pending.append((*path, os.fsencode(entry.name)))
-            finally:
-                os.close(here)
-    finally:
-        os.close(fd)
-
-
-def _descend(fd: int, path: tuple[bytes, ...]) -> int:
-    here = open_directory(b".", fd)
-    for name in path:
-        try:
-            below = open_directory(name, here)
-        finally:
-            os.close(here)
-        here = below
-    return here
-
-
-def open_directory(name: bytes, directory_fd: int) -> int:
-    """Open a directory for reading, refusing symlinks.
-
-    An agent may lock a directory of its own (mode 0); a daemon that is not root lifts that for a moment.
-    """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(name, flags, dir_fd=directory_fd)
-    except PermissionError:
-        mode = os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode
-        if os.geteuid() == 0 or not stat.S_ISDIR(mode) or mode & 0o500 == 0o500:
-            raise
-        os.chmod(name, stat.S_IMODE(mode) | 0o700, dir_fd=directory_fd)
-        try:
-            return os.open(name, flags, dir_fd=directory_fd)
-        finally:
-            os.chmod(name, stat.S_IMODE(mode), dir_fd=directory_fd)
+def _weigh_from(cursor: Cursor, path: bytes, found: os.stat_result, weight: Weight) -> None:
+    weight.add(found)
+    pending = [path] if stat.S_ISDIR(found.st_mode) else []
+    while pending:
+        directory = pending.pop()
+        for name, st in read_directory(cursor.enter(directory)):
+            weight.add(st)
+            if stat.S_ISDIR(st.st_mode):
+                pending.append(join(directory, name))
 
 
 def take_stock(tree: Path, ledger: Ledger) -> None:
     """Set every account to what the tree on disk really holds."""
-    root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        loose = Weight()
-        for name in map(os.fsencode, os.listdir(root)):
-            account = ledger.by_directory.get(name)
-            if account is None:
-                weigh(root, name, loose)
-            else:
-                weight = Weight()
-                weigh_below(open_directory(name, root), weight)
-                account.bytes_used, account.files_used = weight.bytes_used, weight.files_used
-        ledger.loose.bytes_used, ledger.loose.files_used = loose.bytes_used, loose.files_used
-    finally:
-        os.close(root)
+    weights = {account.name: Weight() for account in ledger.accounts()}
+    with Cursor(tree) as cursor:
+        for name, found in read_directory(cursor.enter(b"")):
+            account = ledger.of_root_entry(name)
+            _weigh_from(cursor, name, found, weights[account.name])
+            if account is not ledger.loose:
+                weights[account.name].files_used -= 1  # the region's own root
+    for account in ledger.accounts():
+        weight = weights[account.name]
+        account.bytes_used, account.files_used = weight.bytes_used, weight.files_used

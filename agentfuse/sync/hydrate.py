@@ -18,12 +18,12 @@ from io import FileIO
 from pathlib import Path
 
 from agentfuse.errors import EnvironmentProblem, IntegrityError
+from agentfuse.home.walk import Cursor, local_disk
 from agentfuse.objectstore.base import CHUNK_BYTES, ObjectStore
 from agentfuse.snapshots.entries import EMPTY_SHA256, Entry, printable, totals_of, tree_key
 from agentfuse.snapshots.layout import object_key
 from agentfuse.sync.reports import Meter
 from agentfuse.sync.upload import PACK_BYTES, SMALL_BYTES
-from agentfuse.sync.walk import Cursor, local_disk
 from agentfuse.sync.workers import Workers
 
 _log = logging.getLogger(__name__)

@@ -19,13 +19,13 @@ from agentfuse.errors import AgentfuseError, BusyError, EnvironmentProblem, Unfl
 from agentfuse.home.index import Index
 from agentfuse.home.quota import Ledger
 from agentfuse.home.tree import Home, HomeRecord, Status, list_homes, now, take_stock
+from agentfuse.home.walk import clear_tree
 from agentfuse.objectstore import open_store, probe
 from agentfuse.progress import Reporter
 from agentfuse.regions import Region, Scope
 from agentfuse.snapshots.entries import printable
 from agentfuse.sync.engine import Memory
 from agentfuse.sync.reports import CommitReport
-from agentfuse.sync.walk import clear_tree
 
 
 class HomeKeeper:

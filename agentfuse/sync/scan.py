@@ -16,10 +16,10 @@ from typing import NamedTuple
 import msgspec
 
 from agentfuse.errors import AgentfuseError
+from agentfuse.home.walk import Cursor, changed_meanwhile, join, local_disk, read_directory
 from agentfuse.snapshots.document import MAX_DOCUMENT_BYTES
 from agentfuse.snapshots.entries import Entry, Kind, is_kept_xattr
 from agentfuse.sync.reports import Meter
-from agentfuse.sync.walk import Cursor, changed_meanwhile, join, local_disk, read_directory
 
 READ_BYTES = 1024 * 1024
 SETTLED_NS = 20_000_000

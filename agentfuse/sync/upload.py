@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agentfuse.errors import ObjectNotFoundError
+from agentfuse.home.walk import Cursor, changed_meanwhile, local_disk
 from agentfuse.objectstore.base import ObjectStore, Source
 from agentfuse.snapshots.entries import Entry
 from agentfuse.snapshots.layout import object_key
 from agentfuse.sync.reports import Meter
-from agentfuse.sync.walk import Cursor, changed_meanwhile, local_disk
 from agentfuse.sync.workers import Workers
 
 SMALL_BYTES = 1024 * 1024

@@ -15,13 +15,13 @@ from stores import CountingStore, FaultyStore, local_store
 
 from agentfuse.errors import EnvironmentProblem, IntegrityError, ObjectNotFoundError, StoreError
 from agentfuse.home.index import Base
+from agentfuse.home.walk import clear_tree
 from agentfuse.snapshots.document import encode
 from agentfuse.snapshots.entries import Entry
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.layout import object_key, snapshot_key
 from agentfuse.sync.hydrate import hydrate, plan
 from agentfuse.sync.reports import Meter
-from agentfuse.sync.walk import clear_tree
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_stream_that_breaks_off_leaves_nothing_open(tmp_path: Path, store: Cou
     run = Run(tmp_path, BreaksOff(store), "e2")
     with pytest.raises(StoreError, match="the connection is gone"):
         run.restore()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # earlier leftovers may be collected meanwhile
 
 
 def put_document(store: CountingStore, *entries: Entry, **header: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 from memories import Listening, Run, grow_nasty_tree, picture
 from stores import CountingStore, local_store
 
-from agentfuse.sync.walk import Cursor, clear_tree
+from agentfuse.home.walk import Cursor, clear_tree
 
 NOBODY = 65534
 

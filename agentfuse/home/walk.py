@@ -40,8 +40,10 @@ class Cursor:
     Use it as a context manager. Its descriptors stay its own and are good until the next :meth:`enter`.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._levels = [_open_level(os.fsencode(root), None)]
+    def __init__(self, root: int | Path) -> None:
+        """``root``: a directory's path, or a descriptor of it, which stays the caller's."""
+        level = _open_level(b".", root) if isinstance(root, int) else _open_level(os.fsencode(root), None)
+        self._levels = [level]
         self._path = b""
         self._closed = 0  # levels 1 to this have no descriptor
 
@@ -171,12 +173,17 @@ def local_disk(root: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_level(name: bytes, directory_fd: int | None) -> _Level:
+def open_directory(name: bytes, directory_fd: int | None) -> int:
+    """Open a directory for reading, even one that its owner may not read; never through a symlink."""
     try:
-        fd = os.open(name, _DIRECTORY, dir_fd=directory_fd)
+        return os.open(name, _DIRECTORY, dir_fd=directory_fd)
     except PermissionError:
         with _unlocked(name, directory_fd, _UNLOCKED):
-            fd = os.open(name, _DIRECTORY, dir_fd=directory_fd)
+            return os.open(name, _DIRECTORY, dir_fd=directory_fd)
+
+
+def _open_level(name: bytes, directory_fd: int | None) -> _Level:
+    fd = open_directory(name, directory_fd)
     found = os.fstat(fd)
     mode = stat.S_IMODE(found.st_mode)
     is_locked = os.geteuid() != 0 and mode & _UNLOCKED != _UNLOCKED and found.st_uid == os.geteuid()

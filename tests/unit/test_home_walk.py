@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from agentfuse.errors import BusyError, EnvironmentProblem
-from agentfuse.sync import walk
-from agentfuse.sync.walk import Cursor, clear_tree
+from agentfuse.home import walk
+from agentfuse.home.walk import Cursor, clear_tree
 from agentfuse.sync.workers import Workers
 
 
