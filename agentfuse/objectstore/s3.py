@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,7 +62,7 @@ class S3Store:
         self._patience = patience
         self._parts = PartSender(PARTS_AT_A_TIME)
         with map_botocore(f"s3://{location.bucket}"):
-            self._client = shared_client(location, patience, os.getpid())
+            self._client = shared_client(replace(location, bucket="", prefix=""), patience, os.getpid())
 
     @property
     def url(self) -> str:
@@ -200,12 +201,12 @@ class S3Store:
             self.stat(key)
             return
         where = self._where(key)
-        done, failures, etag = 0, 0, ""
+        done, failures, version = 0, 0, None
         with map_botocore(self._shown(key)):
             while found := self._open(where, offset + done, None if length is None else length - done):
-                if etag not in ("", found["ETag"]):
+                if version not in (None, is_of := (found.get("ETag"), found["LastModified"])):
                     raise StoreError(f"{self._shown(key)}: replaced while it was read", hint="read it again")
-                etag = found["ETag"]
+                version = is_of
                 try:
                     with closing(found["Body"]) as body:
                         while piece := body.read(piece_bytes):

@@ -108,7 +108,10 @@ PATIENCE = Patience()
 
 @functools.lru_cache(maxsize=8)
 def shared_client(location: S3Location, patience: Patience, pid: int) -> S3Client:
-    """A client, which threads may share, but not processes (``pid``). Making one takes 0.1 s and 12 MB."""
+    """A client for all buckets of an endpoint; the location's own and its prefix are to be empty.
+
+    Threads may share it, but not processes (``pid``). Making one takes 0.1 s and 12 MB.
+    """
     config = Config(
         signature_version="s3v4",
         connect_timeout=patience.connect_s,

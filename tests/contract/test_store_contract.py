@@ -7,32 +7,29 @@ import multiprocessing
 import random
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from s3_servers import STORES
 from stores import CountingStore, FaultyStore
 
 from agentfuse.errors import ObjectNotFoundError, StoreError, UsageError
 from agentfuse.objectstore import ObjectStore, open_store, probe
 
-STORES: dict[str, Callable[[Path], str]] = {
-    "local": lambda base: f"file://{base}/store",
-}
 WRAPPERS: dict[str, Callable[[ObjectStore], ObjectStore]] = {
     "plain": lambda store: store,
     "counting": CountingStore,
     "faulty": lambda store: FaultyStore(store, lambda *_: None),
 }
+# What wraps a store does the same to each: it is tried on the fastest one.
+OPENED = [("local", wrapper) for wrapper in WRAPPERS] + [
+    (name, "plain") for name in STORES if name != "local"
+]
 
 
-@pytest.fixture(params=STORES)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return STORES[request.param](tmp_path)
-
-
-@pytest.fixture(params=WRAPPERS)
-def store(request: pytest.FixtureRequest, url: str) -> ObjectStore:
-    return WRAPPERS[request.param](open_store(url))
+@pytest.fixture(params=OPENED, ids="-".join)
+def store(request: pytest.FixtureRequest) -> ObjectStore:
+    name, wrapper = request.param
+    return WRAPPERS[wrapper](open_store(STORES[name](request)))
 
 
 def keys(store: ObjectStore, prefix: str = "", **options: str) -> list[str]:
