@@ -113,11 +113,11 @@ class S3Store:
         try:
             with map_botocore(self._shown(key)):
                 found = self._client.head_object(**where)
+                return ObjectStat(key, found["ContentLength"], found["LastModified"].timestamp())
         except ObjectNotFoundError:
             with map_botocore(f"s3://{self._location.bucket}"):
                 self._client.head_bucket(Bucket=self._location.bucket)
             raise
-        return ObjectStat(key, found["ContentLength"], found["LastModified"].timestamp())
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[ObjectStat]:
         """The objects under a prefix, in key order; one request for each 1,000 drawn."""
@@ -127,13 +127,14 @@ class S3Store:
                 page = self._client.list_objects_v2(
                     Bucket=self._location.bucket, Prefix=self._root + prefix, **position
                 )
+                is_last = not page["IsTruncated"]
+                position = {} if is_last else {"ContinuationToken": page["NextContinuationToken"]}
             for found in page.get("Contents", ()):
                 if not found["Key"].endswith("/"):  # a console's idea of a directory
                     key = found["Key"].removeprefix(self._root)
                     yield ObjectStat(key, found["Size"], found["LastModified"].timestamp())
-            if not page["IsTruncated"]:
+            if is_last:
                 return
-            position = {"ContinuationToken": page["NextContinuationToken"]}
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""

@@ -62,6 +62,7 @@ _MEANINGS = {
     "TemporaryRedirect": _OTHER_REGION,
     "IllegalLocationConstraintException": _OTHER_REGION,
     "301": _OTHER_REGION,
+    "302": _OTHER_REGION,
     "307": _OTHER_REGION,
     "SlowDown": _OVERLOADED,
     "ServiceUnavailable": _OVERLOADED,

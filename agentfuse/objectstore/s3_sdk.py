@@ -34,6 +34,9 @@ CONNECTIONS = 16
 """Kept open: for every transfer thread, every part, and whoever asks beside them."""
 
 _DEADLINE = "agentfuse_deadline"  # its name in a request's context
+# The SDK would look for the bucket's region itself, for ever where nobody tells it. A URL that names it is
+# cheaper.
+_ELSEWHERE = ("AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect", "301", "302", "307")
 _TRY_AGAIN = ("ConditionalRequestConflict", "OperationAborted", "ConcurrentModification")
 BROKEN_OFF = (vendor.HTTPClientError, vendor.IncompleteReadError, urllib3.exceptions.HTTPError)
 """What reading a body raises when the connection breaks."""
@@ -60,7 +63,11 @@ _REASONS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
         "no credentials: {error}",
         "correct the SDK's configuration (AWS_PROFILE, ~/.aws), or log in again",
     ),
-    ((ResponseParserError,), "the answer is not S3's", "correct the endpoint_url in the store's URL"),
+    (
+        (ResponseParserError, KeyError),
+        "the answer is not S3's",
+        "correct the endpoint_url in the store's URL",
+    ),
     (
         (vendor.SSLError, ssl.SSLError),
         "no TLS connection ({cause})",
@@ -151,9 +158,11 @@ def _within_deadline(
     """
     parsed = response[1] if response else {}
     failed = caught_exception is not None or (response is not None and response[0].status_code >= 300)
-    if failed and time.monotonic() > request_dict["context"][_DEADLINE]:
+    code = parsed.get("Error", {}).get("Code")
+    is_late = time.monotonic() > request_dict["context"][_DEADLINE]
+    if failed and (is_late or code in _ELSEWHERE):
         raise caught_exception or RefusedError(parsed, operation.name)  # type: ignore[arg-type]
-    if parsed.get("Error", {}).get("Code") in _TRY_AGAIN:
+    if code in _TRY_AGAIN:
         return random.uniform(0, min(0.05 * 2**attempts, 2))
     return None
 
@@ -179,7 +188,13 @@ def map_botocore(what: str) -> Iterator[None]:
         ) from error
     except vendor.FlexibleChecksumError as error:
         raise IntegrityError(f"{what}: damaged in the store or on the way ({error})") from error
-    except (vendor.BotoCoreError, ResponseParserError, urllib3.exceptions.HTTPError, ValueError) as error:
+    except (
+        vendor.BotoCoreError,
+        ResponseParserError,
+        urllib3.exceptions.HTTPError,
+        ValueError,
+        KeyError,  # what every S3 says and this answer does not
+    ) as error:
         problem, fix = _unanswered(error)
         raise StoreError(f"{what}: {problem}", hint=fix) from error
 
