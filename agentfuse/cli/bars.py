@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -14,7 +15,11 @@ from agentfuse.progress import Progress
 
 
 class BarReporter:
-    """Lines and one bar on stderr, which goes when its phase ends. Safe from any thread."""
+    """Lines and one bar on stderr, which goes when its phase ends. Safe from any thread.
+
+    A terminal that is gone (rich raises OSError, or SystemExit for a closed pipe) ends the bars, never
+    the work that they tell of.
+    """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
@@ -37,14 +42,15 @@ class BarReporter:
             if 0 < moment.total_files <= moment.done_files and moment.total_bytes <= moment.done_bytes:
                 self._end()
                 return
-            bars = self._bars or self._begin(moment)
-            bars.update(
-                self._task,
-                description=describe(moment).partition(",")[0],
-                completed=moment.done_bytes,
-                total=moment.total_bytes or None,
-                refresh=True,
-            )
+            with contextlib.suppress(OSError, SystemExit):
+                bars = self._bars or self._begin(moment)
+                bars.update(
+                    self._task,
+                    description=describe(moment).partition(",")[0],
+                    completed=moment.done_bytes,
+                    total=moment.total_bytes or None,
+                    refresh=True,
+                )
 
     def _begin(self, moment: Progress) -> Bars:
         self._phase = moment.phase
@@ -63,5 +69,6 @@ class BarReporter:
 
     def _end(self) -> None:
         if self._bars:
-            self._bars.stop()
+            with contextlib.suppress(OSError, SystemExit):
+                self._bars.stop()
             self._bars = None

@@ -111,6 +111,7 @@ def _write(stream: TextIO, text: str, *, escape: bool = True) -> None:
     try:
         stream.write(("\n".join(map(plain, text.split("\n"))) if escape else text) + "\n")
         stream.flush()
-    except (BrokenPipeError, ValueError):
-        # Nobody reads any more: no reason for a mount or a flush to end.
+    except (OSError, ValueError):
+        # Nobody reads any more (a closed pipe, a terminal that hung up: EIO), or the disk behind it is
+        # full: no reason for a mount or a flush to end.
         return

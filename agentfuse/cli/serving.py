@@ -14,15 +14,18 @@ import os
 import signal
 import traceback
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from agentfuse.cli.output import LogReporter, say, terminal_reporter
 from agentfuse.config import Config, parse_agent_id, parse_execution_id
-from agentfuse.control.mountinfo import resolve_mountpoint
+from agentfuse.control.mountinfo import mounts_at, resolve_mountpoint
 from agentfuse.errors import AgentfuseError
 from agentfuse.progress import Progress, Reporter
+
+OnReady = Callable[[dict[str, object]], None]
 
 _LOG_BYTES = 4 * 1024 * 1024
 _PR_SET_PDEATHSIG = 1
@@ -210,14 +213,26 @@ class _LogFile(logging.handlers.RotatingFileHandler):
         return open(self.baseFilename, "a", encoding="utf-8", errors=self.errors, opener=private)
 
 
-def _serve(config: Config, request: Request, reporter: Reporter, on_ready: Any) -> None:
+def _serve(config: Config, request: Request, reporter: Reporter, on_ready: OnReady) -> None:
     from agentfuse import daemon  # noqa: PLC0415  only the process that mounts pays for it
 
-    # A terminal that closes ends its mount as any other end does: with a flush.
-    signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    ready = False
+
+    def note_ready(status: dict[str, object]) -> None:
+        nonlocal ready
+        ready = True
+        on_ready(status)
+
+    def hang_up(*_: object) -> None:
+        # A terminal that closes ends its mount as SIGTERM does. Often it comes twice, or after a SIGTERM,
+        # and a second SIGTERM would interrupt the flush: so not when the home is unmounted already.
+        if not ready or mounts_at(request.mountpoint):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGHUP, hang_up)
     faulthandler.register(signal.SIGUSR1)
     spec = daemon.MountSpec(request.mountpoint, request.agent, request.execution, request.ephemeral)
-    daemon.serve(config, spec, reporter, on_ready=on_ready)
+    daemon.serve(config, spec, reporter, on_ready=note_ready)
 
 
 def _log_to(handler: logging.Handler, form: str) -> None:

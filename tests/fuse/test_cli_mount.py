@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -85,6 +87,19 @@ def test_a_reader_that_leaves_does_not_end_the_mount(host: Host) -> None:
     process.stdout.close()
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
+
+
+def test_a_terminal_that_closes_ends_the_mount_with_a_flush(host: Host) -> None:
+    ours, theirs = pty.openpty()
+    process = host.start_on_terminal(theirs, "mount", host.home, "--agent", "a", "--execution", "e1")
+    seen = b""
+    while b"end it with" not in seen:
+        seen += os.read(ours, 65536)
+    (host.home / "shared/x").write_text("12345")
+    os.close(ours)  # SIGHUP, and from now on every line that it says fails
+    assert process.wait(60) == 0
+    assert json.loads(host.run("ps", "--json").stdout) == []
+    assert host.run("run", "--agent", "a", "cat", "shared/x").stdout == "12345"
 
 
 @pytest.mark.parametrize("background", [(), ("--background",)], ids=["foreground", "background"])
