@@ -3,7 +3,7 @@
 A pure function of three listings; knows no store, no disk and no contents, only their hashes. What both
 sides changed differently stays as it was committed, and this side's is kept under ``.conflicts/``, where
 no import and no test runner looks. Merging the texts of such conflicts is the caller's to do: each
-``Conflict`` holds all three versions.
+``Conflict`` holds all three versions, and :func:`rebase` takes what was made of them.
 """
 
 from __future__ import annotations
@@ -54,13 +54,21 @@ class Rebased:
     conflicts: tuple[Conflict, ...]
 
 
-def rebase(base: Listing, theirs: Listing, mine: Listing, execution: str) -> Rebased:
+def rebase(
+    base: Listing,
+    theirs: Listing,
+    mine: Listing,
+    execution: str,
+    *,
+    merged: Mapping[bytes, tuple[str, int]] | None = None,
+) -> Rebased:
     """Merge ``mine`` onto ``theirs``, both having started from ``base``; all are sound listings.
 
     What only one side changed is taken; a deletion loses against a change; no content that either side
     added or changed is missing from the result. Entries taken from ``mine`` come as they are in it.
+    ``merged``: paths that were in conflict, and hash and size of the content made of both versions.
     """
-    return _Merge(base, theirs, mine, execution.encode()).run()
+    return _Merge(base, theirs, mine, execution.encode(), merged or {}).run()
 
 
 def is_changed(before: Listing, after: Listing) -> bool:
@@ -79,8 +87,16 @@ def in_tree_order(entries: Iterable[Entry]) -> dict[bytes, Entry]:
 
 
 class _Merge:
-    def __init__(self, base: Listing, theirs: Listing, mine: Listing, execution: bytes) -> None:
+    def __init__(
+        self,
+        base: Listing,
+        theirs: Listing,
+        mine: Listing,
+        execution: bytes,
+        contents: Mapping[bytes, tuple[str, int]],
+    ) -> None:
         self._base = base
+        self._contents = contents
         self._sides: dict[Side, Listing] = {"theirs": theirs, "mine": mine}
         self._execution = execution
         self._merged: dict[bytes, Entry] = {}
@@ -117,6 +133,8 @@ class _Merge:
 
     def _both_changed(self, path: bytes, base: Entry | None, theirs: Entry, mine: Entry) -> None:
         merged = _by_attribute(base, theirs, mine)
+        if merged is None and path in self._contents:
+            merged = _with_content(base, theirs, mine, *self._contents[path])
         self._take(path, merged or theirs, "theirs")
         if merged is None:
             self._displace(mine)
@@ -282,6 +300,22 @@ def _by_attribute(base: Entry | None, theirs: Entry, mine: Entry) -> Entry | Non
         mode=_newer(base.mode, theirs.mode, mine.mode),
         mtime_ns=_newer(base.mtime_ns, theirs.mtime_ns, mine.mtime_ns),
         xattrs=_newer(base.xattrs, theirs.xattrs, mine.xattrs),
+    )
+
+
+def _with_content(base: Entry | None, theirs: Entry, mine: Entry, sha256: str, size: int) -> Entry:
+    """A file of both sides with a content made of both; without a base the committed attributes stay."""
+    before = base if base is not None and base.type == "file" else mine
+    holder = next((side for side in (theirs, mine) if side.sha256 == sha256), None)
+    return msgspec.structs.replace(
+        theirs,
+        sha256=sha256,
+        size=size,
+        object=holder.object if holder else "",
+        offset=holder.offset if holder else 0,
+        mode=_newer(before.mode, theirs.mode, mine.mode),
+        mtime_ns=holder.mtime_ns if holder else max(theirs.mtime_ns, mine.mtime_ns),
+        xattrs=_newer(before.xattrs, theirs.xattrs, mine.xattrs),
     )
 
 

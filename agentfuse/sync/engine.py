@@ -7,6 +7,7 @@ snapshot last, so that until the very end the previous snapshot is the newest, a
 from __future__ import annotations
 
 import datetime
+import hashlib
 import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,14 +18,16 @@ import msgspec
 
 from agentfuse.errors import EnvironmentProblem, ObjectNotFoundError, StoreError
 from agentfuse.home.index import Base, Index, Row
+from agentfuse.home.walk import Cursor, changed_meanwhile, local_disk
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.progress import Reporter
 from agentfuse.snapshots.document import Snapshot
 from agentfuse.snapshots.entries import Entry, printable, totals_of
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.layout import check_id
-from agentfuse.snapshots.rebase import Conflict, Listing, Rebased, is_changed, rebase
+from agentfuse.snapshots.rebase import Listing, Rebased, is_changed
 from agentfuse.sync.hydrate import hydrate
+from agentfuse.sync.merge import Merger, sources
 from agentfuse.sync.reports import CommitReport, Meter, RestoreReport
 from agentfuse.sync.scan import Print, Scan, observe, scan
 from agentfuse.sync.upload import Place, Uploader
@@ -114,7 +117,7 @@ class Memory:
             self._note(synced, now, synced.entries, Base(synced.number, synced.exact))
             return CommitReport(None, skipped=skipped)
         put_before = self._uploader.objects_put, self._uploader.bytes_put
-        number, entries, conflicts = self._commit_upon_newest(synced, now, reporter, reason)
+        number, entries, rebased, merged = self._commit_upon_newest(synced, now, reporter, reason)
         totals = totals_of(entries.values())
         return CommitReport(
             number,
@@ -122,30 +125,35 @@ class Memory:
             totals.bytes,
             self._uploader.objects_put - put_before[0],
             self._uploader.bytes_put - put_before[1],
-            conflicts,
+            rebased.conflicts,
             skipped,
+            tuple(map(printable, merged)),
         )
 
     def _commit_upon_newest(
         self, synced: _Synced, now: Scan, reporter: Reporter, reason: str
-    ) -> tuple[int | None, Listing, tuple[Conflict, ...]]:
-        """The number that was committed, None when the newest snapshot has all already; its listing."""
+    ) -> tuple[int | None, Listing, Rebased, tuple[bytes, ...]]:
+        """The number that was committed, None when the newest snapshot has all already; its listing; the
+        rebase that led to it; the paths of merged texts.
+        """
+        texts: dict[bytes, bytes]
+        merger = Merger(self._store, self._agent, self._execution, self._read_mine)
         for _ in range(MAX_RACES):
             newest = self._history.newest(at_least=synced.number)
             if newest == synced.number and synced.exact:
                 theirs: Listing = synced.entries
-                merged = Rebased(now.entries, ())
+                merged, texts = Rebased(now.entries, ()), {}
             else:
                 theirs = _by_path(self._history.read(newest).entries) if newest else {}
-                merged = rebase(synced.entries, theirs, now.entries, self._execution)
-            if not is_changed(theirs, merged.entries):
+                merged, texts = merger.rebase(synced.entries, theirs, now.entries)
+            entries = self._place(merged.entries, theirs, now, reporter, texts)
+            if not is_changed(theirs, entries):
                 self._note(synced, now, theirs, Base(newest, not is_changed(theirs, now.entries)))
-                return None, theirs, merged.conflicts
-            entries = self._place(merged.entries, theirs, now, reporter)
+                return None, theirs, merged, tuple(texts)
             snapshot = self._snapshot(newest, reason, entries)
             if self._history.commit(snapshot):
                 self._note(synced, now, entries, Base(newest + 1, not is_changed(entries, now.entries)))
-                return newest + 1, entries, merged.conflicts
+                return newest + 1, entries, merged, tuple(texts)
         raise StoreError(f"agent {self._agent}: lost {MAX_RACES} commits in a row to other executions")
 
     def _last_sync(self) -> _Synced:
@@ -161,18 +169,38 @@ class Memory:
             # Collected since. Merging from nothing keeps everything of both sides.
             return _Synced(base.number, False, {}, {})
 
+    def _read_mine(self, entry: Entry) -> bytes:
+        with local_disk(self._root), Cursor(self._root) as cursor:
+            with open(cursor.open_file(entry.path), "rb") as file:
+                content = file.read(entry.size + 1)
+            if hashlib.sha256(content).hexdigest() != entry.sha256:
+                raise changed_meanwhile(entry.path)
+            return content
+
     def _place(
-        self, entries: Mapping[bytes, Entry], theirs: Listing, now: Scan, reporter: Reporter
+        self,
+        entries: Mapping[bytes, Entry],
+        theirs: Listing,
+        now: Scan,
+        reporter: Reporter,
+        texts: Mapping[bytes, bytes],
     ) -> dict[bytes, Entry]:
-        """The entries with a place in the store for every content, after sending those that have none."""
+        """The entries with a place in the store for every content, after sending those that have none.
+
+        Of a merged text this side's version is sent along, because it stays on this disk: it is what the
+        next merge of this path starts from.
+        """
         # Only what the newest snapshot names, or was sent just now, is safe from garbage collection.
         places = {e.sha256: Place(e.object, e.offset) for e in theirs.values() if e.object}
         places.update(self._uploader.places())
-        missing = {e.sha256 for e in entries.values() if e.size and e.sha256 not in places}
-        files = list({e.sha256: e for e in now.entries.values() if e.sha256 in missing}.values())
+        wanted = [*entries.values(), *(now.entries[path] for path in texts)]
+        missing = {e.sha256 for e in wanted if e.size and e.sha256 not in places}
+        made, opens = sources(texts, entries)
+        here = [*made, *now.entries.values()]
+        files = list({e.sha256: e for e in here if e.sha256 in missing}.values())
         if files:
             meter = Meter(reporter, "flush", total_files=len(files), total_bytes=sum(e.size for e in files))
-            self._uploader.upload(self._root, files, meter)
+            self._uploader.upload(self._root, files, meter, elsewhere=opens)
             meter.tell()
             places.update(self._uploader.places())
         return {path: _placed(entry, places) for path, entry in entries.items()}
@@ -194,7 +222,7 @@ class Memory:
         """Tell the index what is synced now. It is only a help: its failure loses nothing."""
         changed = [
             row
-            for row in _rows(now, committed.values())
+            for row in _rows(now, committed.values(), self._places_of_bases(synced))
             if synced.prints.get(row.path) != (row.ino, row.ctime_ns)
             or synced.entries[row.path] != _entry(row)
         ]
@@ -205,6 +233,11 @@ class Memory:
             self._index.write(base, changed=changed, removed=removed)
         except EnvironmentProblem as error:
             _log.warning("what was committed is safe, but the next commit has more to read: %s", error)
+
+    def _places_of_bases(self, synced: _Synced) -> dict[str, Place]:
+        """Where contents are that only this disk has: the bases of merges to come, see ``_place``."""
+        places = {e.sha256: Place(e.object, e.offset) for e in synced.entries.values() if e.object}
+        return places | self._uploader.places()
 
 
 def _by_path(entries: Iterable[Entry]) -> dict[bytes, Entry]:
@@ -218,8 +251,9 @@ def _placed(entry: Entry, places: Mapping[str, Place]) -> Entry:
     return msgspec.structs.replace(entry, object=place.object, offset=place.offset)
 
 
-def _rows(now: Scan, committed: Iterable[Entry]) -> Iterator[Row]:
-    places = {entry.sha256: Place(entry.object, entry.offset) for entry in committed}
+def _rows(now: Scan, committed: Iterable[Entry], others: Mapping[str, Place] | None = None) -> Iterator[Row]:
+    places = dict(others or {})
+    places.update((entry.sha256, Place(entry.object, entry.offset)) for entry in committed)
     for path, entry in now.entries.items():
         place, print_ = places.get(entry.sha256, Place("", 0)), now.prints[path]
         yield Row(

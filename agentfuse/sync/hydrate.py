@@ -17,11 +17,12 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 
-from agentfuse.errors import EnvironmentProblem, IntegrityError
+from agentfuse.errors import EnvironmentProblem
 from agentfuse.home.walk import Cursor, local_disk
 from agentfuse.objectstore.base import CHUNK_BYTES, ObjectStore
 from agentfuse.snapshots.entries import EMPTY_SHA256, Entry, printable, totals_of, tree_key
 from agentfuse.snapshots.layout import object_key
+from agentfuse.sync.contents import verify
 from agentfuse.sync.reports import Meter
 from agentfuse.sync.upload import PACK_BYTES, SMALL_BYTES
 from agentfuse.sync.workers import Workers
@@ -111,7 +112,7 @@ def _get(store: ObjectStore, key: str, run: _Run) -> list[tuple[Entry, memoryvie
     for entry in run.contents:
         start = entry.offset - run.offset
         content = data[start : start + entry.size]
-        _verify(key, entry, len(content), hashlib.sha256(content).hexdigest())
+        verify(key, entry, len(content), hashlib.sha256(content).hexdigest())
         found.append((entry, content))
     return found
 
@@ -125,23 +126,12 @@ def _fill(file: FileIO, store: ObjectStore, key: str, entry: Entry) -> FileIO:
             size += len(piece)
             digest.update(piece)
             _write_sparsely(file, piece)
-        _verify(key, entry, size, digest.hexdigest())
+        verify(key, entry, size, digest.hexdigest())
         file.truncate(entry.size)
     except BaseException:
         file.close()
         raise
     return file
-
-
-def _verify(key: str, entry: Entry, size: int, sha256: str) -> None:
-    if size == entry.size and sha256 == entry.sha256:
-        return
-    problem = f"ends {entry.size - size} bytes early" if size != entry.size else "holds other bytes"
-    raise IntegrityError(
-        f"object {key}: {problem} for {printable(entry.path)!r} (bytes {entry.offset} to "
-        f"{entry.offset + entry.size}, SHA-256 {entry.sha256})",
-        hint="the object is damaged; earlier snapshots may not need it",
-    )
 
 
 class _Writer:

@@ -212,6 +212,8 @@ def _told(region: str, report: CommitReport) -> Iterator[str]:
             f"{region}/: flushed {format_size(report.bytes_put)} in {_count(report.objects_put, 'object')}; "
             f"snapshot {report.number} holds {_count(report.files, 'file')}, {format_size(report.bytes)}"
         )
+    for path in report.merged:
+        yield f"{region}/: {path} holds what this run and another execution wrote, merged by line"
     for conflict in report.conflicts:
         yield (
             f"{region}/: another execution changed {printable(conflict.path)} too: its version keeps the "

@@ -31,7 +31,8 @@ class CommitReport:
     """A commit that is durable. ``number`` is None when nothing had changed and nothing was written.
 
     ``files`` and ``bytes`` are the snapshot's totals, ``objects_put`` and ``bytes_put`` what travelled.
-    ``skipped``: paths of sockets and device nodes, which are not kept.
+    ``merged``: paths of texts that hold what this execution and others wrote; on this host they still are
+    as this one left them. ``skipped``: paths of sockets and device nodes, which are not kept.
     """
 
     number: int | None
@@ -41,6 +42,7 @@ class CommitReport:
     bytes_put: int = 0
     conflicts: tuple[Conflict, ...] = ()
     skipped: tuple[str, ...] = ()
+    merged: tuple[str, ...] = ()
 
 
 class Meter:

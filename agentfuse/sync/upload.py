@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from agentfuse.errors import ObjectNotFoundError
 from agentfuse.home.walk import Cursor, changed_meanwhile, local_disk
@@ -39,6 +39,13 @@ class Place(NamedTuple):
     offset: int
 
 
+class Readable(Source, Protocol):
+    """A source that is closed after use."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
 class Uploader:
     """Brings contents of one agent into the store, and remembers which it brought.
 
@@ -59,24 +66,38 @@ class Uploader:
         limit = time.monotonic() - TRUSTED_FOR_S
         return {sha256: place for sha256, (place, at) in self._sent.items() if at > limit}
 
-    def upload(self, root: Path, files: Iterable[Entry], meter: Meter) -> None:
+    def upload(
+        self,
+        root: Path,
+        files: Iterable[Entry],
+        meter: Meter,
+        *,
+        elsewhere: Mapping[str, Callable[[], Readable]] | None = None,
+    ) -> None:
         """Send the contents of ``files``, which lie below ``root``: one entry for each content.
 
+        ``elsewhere``: by hash, what opens the contents that do not lie there.
         When this returns all are durable in the store and in :meth:`places`; after an error some are.
         Raises ``BusyError`` if a file no longer is what its entry says.
         """
         with local_disk(root), Workers() as workers, Cursor(root) as cursor:
+
+            def opened(entry: Entry) -> _Content:
+                if elsewhere and entry.sha256 in elsewhere:
+                    return _Content(elsewhere[entry.sha256](), entry)
+                return _Content(open(cursor.open_file(entry.path), "rb", buffering=0), entry)
+
             pack = _Pack()
             for entry in files:
                 if entry.size >= SMALL_BYTES:
                     workers.make_room()
-                    content = _Content(cursor.open_file(entry.path), entry)
+                    content = opened(entry)
                     workers.submit(partial(self._send_alone, content), partial(self._note, [entry], meter))
                     continue
                 if len(pack.body) + entry.size > PACK_BYTES:
                     workers.submit(partial(self._send_pack, pack), partial(self._note, pack.entries, meter))
                     pack = _Pack()
-                pack.add(_Content(cursor.open_file(entry.path), entry))
+                pack.add(opened(entry))
             if pack.entries:
                 workers.submit(partial(self._send_pack, pack), partial(self._note, pack.entries, meter))
             workers.finish()
@@ -117,11 +138,11 @@ class Uploader:
 
 
 class _Content:
-    """The content of one file, which must be what its entry says. Closes the descriptor it is given."""
+    """The content of one file, which must be what its entry says. Closes what it is given to read from."""
 
-    def __init__(self, fd: int, entry: Entry) -> None:
+    def __init__(self, file: Readable, entry: Entry) -> None:
         self.entry = entry
-        self._file = open(fd, "rb", buffering=0)  # noqa: SIM115  closed by __exit__
+        self._file = file
         self._digest = hashlib.sha256()
         self._left = entry.size
 

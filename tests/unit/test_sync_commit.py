@@ -394,9 +394,9 @@ def test_a_file_that_changes_after_it_was_hashed_is_not_uploaded(
     before = [found.key for found in store.list("agents/")]
     original = upload.Uploader.upload
 
-    def changed_first(self, *args):  # type: ignore[no-untyped-def]
+    def changed_first(self, *args, **more):  # type: ignore[no-untyped-def]
         path.write_bytes(os.urandom(size) if change == b"same" else change)
-        return original(self, *args)
+        return original(self, *args, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(upload.Uploader, "upload", changed_first)

@@ -1,0 +1,69 @@
+"""Reading one content from the store, verified: whole, in pieces, or as the source of an upload."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from agentfuse.errors import IntegrityError
+from agentfuse.objectstore.base import ObjectStore
+from agentfuse.snapshots.entries import Entry, printable
+from agentfuse.snapshots.layout import object_key
+
+
+def read_content(store: ObjectStore, agent: str, entry: Entry) -> bytes:
+    """The content of a file. Raises ``ObjectNotFoundError`` and ``IntegrityError``."""
+    if not entry.size:
+        return b""
+    key = object_key(agent, entry.object)
+    content = store.get(key, offset=entry.offset, length=entry.size)
+    verify(key, entry, len(content), hashlib.sha256(content).hexdigest())
+    return content
+
+
+def stream_content(store: ObjectStore, agent: str, entry: Entry) -> Iterator[bytes]:
+    """The same in pieces. Of a wrong content the last piece never comes, but ``IntegrityError``."""
+    if not entry.size:
+        return
+    key = object_key(agent, entry.object)
+    digest = hashlib.sha256()
+    size = 0
+    held = b""
+    for piece in store.stream(key, offset=entry.offset, length=entry.size):
+        if held:
+            yield held
+        digest.update(piece)
+        size += len(piece)
+        held = piece
+    verify(key, entry, size, digest.hexdigest())
+    yield held
+
+
+def verify(key: str, entry: Entry, size: int, sha256: str) -> None:
+    """Raise ``IntegrityError`` unless what was read of the object at ``key`` is what ``entry`` names."""
+    if size == entry.size and sha256 == entry.sha256:
+        return
+    problem = f"ends {entry.size - size} bytes early" if size != entry.size else "holds other bytes"
+    raise IntegrityError(
+        f"object {key}: {problem} for {printable(entry.path)!r} (bytes {entry.offset} to "
+        f"{entry.offset + entry.size}, SHA-256 {entry.sha256})",
+        hint="the object is damaged; earlier snapshots may not need it",
+    )
+
+
+class StoredSource:
+    """A content of the store as what an upload reads from."""
+
+    def __init__(self, store: ObjectStore, agent: str, entry: Entry) -> None:
+        self._pieces = stream_content(store, agent, entry)
+        self._rest = b""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes; raises as :func:`stream_content` does."""
+        if not self._rest:
+            self._rest = next(self._pieces, b"")
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return piece
+
+    def close(self) -> None:
+        """Nothing is held that needs it."""

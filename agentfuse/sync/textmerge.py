@@ -1,0 +1,201 @@
+"""Three-way merging of texts by line: pure, and in time that no text can blow up. Knows no files.
+
+Lines that both sides appended come one after the other, the committed ones first. Everything else that
+both changed differently is no clean merge: then nothing is merged at all.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from merge3 import Merge3
+
+MAX_TEXT_BYTES = 1024 * 1024
+"""Longer files are not merged."""
+
+_MAX_DEPTH = 8
+"""How often the lines between matches are searched for more of them."""
+
+
+def is_text(content: bytes) -> bool:
+    """Whether a content may be merged by line: short enough, UTF-8, and without NUL."""
+    if len(content) > MAX_TEXT_BYTES or b"\0" in content:
+        return False
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def merge_texts(base: bytes | None, theirs: bytes, mine: bytes) -> bytes | None:
+    """What ``theirs`` and ``mine`` made of ``base``, together; None when they cannot both be right.
+
+    Every line that a side added is in the result. Without a base (both made the file) only texts that
+    begin alike and then go on differently are merged, as notes do; see ``_without_base``.
+    """
+    if theirs == mine:
+        return theirs
+    if not all(is_text(each) for each in (base or b"", theirs, mine)):
+        return None
+    their_lines, my_lines = _split(theirs), _split(mine)
+    if base is None:
+        merged = _without_base(their_lines, my_lines)
+        is_terminated = _is_terminated(theirs)
+    else:
+        merged = _three_way(_split(base), their_lines, my_lines)
+        is_kept = _is_terminated(theirs) == _is_terminated(base)
+        is_terminated = _is_terminated(mine if is_kept else theirs)
+    if merged is None:
+        return None
+    return b"\n".join(merged) + (b"\n" if merged and is_terminated else b"")
+
+
+def _three_way(base: list[bytes], theirs: list[bytes], mine: list[bytes]) -> list[bytes] | None:
+    merged: list[bytes] = []
+    for region in Merge3(base, theirs, mine, sequence_matcher=_Matcher).merge_regions():
+        if region[0] == "conflict":
+            _, start, _, their_start, their_end, my_start, my_end = region
+            if start != len(base):
+                return None
+            merged += _union(theirs[their_start:their_end], mine[my_start:my_end])
+        else:
+            kind, start, end = region
+            merged += (base if kind == "unchanged" else mine if kind == "b" else theirs)[start:end]
+    return merged
+
+
+def _without_base(theirs: list[bytes], mine: list[bytes]) -> list[bytes] | None:
+    """The common beginning, then both rests. Where they end alike (a closing brace) lines were put into
+    the middle rather than appended, and a program (``#!``) is not made of two."""
+    shared = _common(theirs, mine)
+    their_rest, my_rest = theirs[shared:], mine[shared:]
+    merged = theirs[:shared] + _union(their_rest, my_rest)
+    if len(merged) == max(len(theirs), len(mine)):
+        return merged  # one has all that the other has
+    begins_alike = shared and theirs[0].strip() and not theirs[0].startswith(b"#!")
+    return merged if begins_alike and their_rest[-1] != my_rest[-1] else None
+
+
+def _union(theirs: list[bytes], mine: list[bytes]) -> list[bytes]:
+    """Both blocks of lines, without repeating what one has of the other: a merge that is done again
+    (its note got lost in a crash) must not double lines."""
+    if _is_within(mine, theirs):
+        return theirs
+    if _is_within(theirs, mine):
+        return mine
+    return theirs + mine[_overlap(theirs, mine) :]
+
+
+def _is_within(block: list[bytes], text: list[bytes]) -> bool:
+    if not block or not text:
+        return not block
+    return b"\n%b\n" % b"\n".join(block) in b"\n%b\n" % b"\n".join(text)
+
+
+def _overlap(theirs: list[bytes], mine: list[bytes]) -> int:
+    """How many lines at the end of ``theirs`` are those at the beginning of ``mine`` (Knuth-Morris-Pratt)."""
+    pattern: list[bytes | None] = [*mine, None]  # no line is None: the end of the pattern matches nothing
+    shorter = [0] * len(pattern)
+    for index in range(1, len(pattern)):
+        shorter[index] = _extend(pattern, shorter, shorter[index - 1], pattern[index])
+    matched = 0
+    for line in theirs:
+        matched = _extend(pattern, shorter, matched, line)
+    return matched
+
+
+def _extend(pattern: list[bytes | None], shorter: list[int], matched: int, line: bytes | None) -> int:
+    while matched and pattern[matched] != line:
+        matched = shorter[matched - 1]
+    return matched + (pattern[matched] == line)
+
+
+def _split(content: bytes) -> list[bytes]:
+    lines = content.split(b"\n")
+    return lines[:-1] if _is_terminated(content) else lines
+
+
+def _is_terminated(content: bytes) -> bool:
+    return not content or content.endswith(b"\n")
+
+
+def _common(one: Sequence[bytes], other: Sequence[bytes]) -> int:
+    """How many lines are the same from the start."""
+    count = 0
+    for left, right in zip(one, other, strict=False):
+        if left != right:
+            break
+        count += 1
+    return count
+
+
+class _Matcher:
+    """Finds the runs of lines that two texts share, as ``difflib.SequenceMatcher`` does, whose time grows
+    with the square of the lines and worse: what begins and ends alike, then lines that are unique in
+    both (patience diff), and the same again between those.
+    """
+
+    def __init__(
+        self,
+        isjunk: Callable[[bytes], bool] | None = None,
+        a: Sequence[bytes] = (),
+        b: Sequence[bytes] = (),
+        autojunk: bool = True,
+    ) -> None:
+        self._a = list(a)
+        self._b = list(b)
+
+    def get_matching_blocks(self) -> list[tuple[int, int, int]]:
+        """Triples (start in a, start in b, lines), ascending; the last one is the empty one at the ends."""
+        blocks: list[tuple[int, int, int]] = []
+        pending = [(0, len(self._a), 0, len(self._b), _MAX_DEPTH)]
+        while pending:
+            low_a, high_a, low_b, high_b, depth = pending.pop()
+            before = _common(self._a[low_a:high_a], self._b[low_b:high_b])
+            blocks.append((low_a, low_b, before))
+            low_a, low_b = low_a + before, low_b + before
+            after = _common(self._a[low_a:high_a][::-1], self._b[low_b:high_b][::-1])
+            high_a, high_b = high_a - after, high_b - after
+            blocks.append((high_a, high_b, after))
+            anchors = self._anchors(low_a, high_a, low_b, high_b) if depth else []
+            for start_a, start_b in anchors:
+                pending.append((low_a, start_a, low_b, start_b, depth - 1))
+                low_a, low_b = start_a, start_b
+            if anchors:
+                pending.append((low_a, high_a, low_b, high_b, depth - 1))
+        return [*sorted(block for block in blocks if block[2]), (len(self._a), len(self._b), 0)]
+
+    def _anchors(self, low_a: int, high_a: int, low_b: int, high_b: int) -> list[tuple[int, int]]:
+        """Lines that are unique in both ranges, as many as come in the same order in both."""
+        counts_a, counts_b = Counter(self._a[low_a:high_a]), Counter(self._b[low_b:high_b])
+        place_b = {self._b[index]: index for index in range(low_b, high_b)}
+        pairs = [
+            (index, place_b[line])
+            for index, line in enumerate(self._a[low_a:high_a], start=low_a)
+            if counts_a[line] == 1 == counts_b.get(line)
+        ]
+        return _longest_ascending(pairs)
+
+
+def _longest_ascending(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The most pairs whose second numbers ascend; the first ones do already."""
+    ends: list[int] = []  # the least second number that a chain of this length can end in
+    chains: list[int] = []  # and which pair that is
+    before: list[int] = []
+    for index, (_, second) in enumerate(pairs):
+        length = bisect_left(ends, second)
+        if length == len(ends):
+            ends.append(second)
+            chains.append(index)
+        else:
+            ends[length], chains[length] = second, index
+        before.append(chains[length - 1] if length else -1)
+    found = []
+    index = chains[-1] if chains else -1
+    while index >= 0:
+        found.append(pairs[index])
+        index = before[index]
+    return found[::-1]
