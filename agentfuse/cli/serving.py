@@ -6,6 +6,7 @@ The daemon and what it needs are imported where it runs, so that a waiting paren
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import json
 import logging
@@ -235,8 +236,15 @@ def _serve(config: Config, request: Request, reporter: Reporter, on_ready: OnRea
     daemon.serve(config, spec, reporter, on_ready=note_ready)
 
 
+def _wanted(entry: logging.LogRecord) -> bool:
+    """Not pyfuse3's "error" that the kernel no longer waits for an answer: interrupted, or unmounted."""
+    text = entry.getMessage() if entry.name == "pyfuse3" else ""
+    return not ("fuse_reply_" in text and text.endswith(os.strerror(errno.ENOENT)))
+
+
 def _log_to(handler: logging.Handler, form: str) -> None:
     debug = bool(os.environ.get("AGENTFUSE_DEBUG"))
+    handler.addFilter(_wanted)
     handler.setFormatter(logging.Formatter(form))
     logging.basicConfig(handlers=[handler], force=True, level=logging.WARNING)
     logging.getLogger("agentfuse").setLevel(logging.DEBUG if debug else logging.INFO)
