@@ -21,6 +21,10 @@ from agentfuse.home.quota import Ledger
 from agentfuse.home.walk import Cursor, join, read_directory
 from agentfuse.regions import Region
 
+# Whoever asks "is it held?" holds the lock for microseconds; whoever really wants it outwaits that.
+_PROBE_PATIENCE_S = 0.25
+_POLL_S = 0.02
+
 Status = Literal["restoring", "live", "clean"]
 """``restoring``: shared/ is not whole yet, nobody wrote; ``live``: may hold what no snapshot holds;
 ``clean``: everything durable is in the store."""
@@ -147,7 +151,7 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def locked_file(path: Path, busy: str) -> Iterator[None]:
-    """Hold an flock on ``path`` (made when missing) or raise ``BusyError(busy)`` at once."""
+    """Hold an flock on ``path`` (made when missing), or raise ``BusyError(busy)`` after a moment."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -156,10 +160,15 @@ def locked_file(path: Path, busy: str) -> Iterator[None]:
             hint="the state directory must be writable; choose another with --state",
         ) from error
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(busy, hint="see `agentfuse ps`, or choose another") from None
+        deadline = time.monotonic() + _PROBE_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BusyError(busy, hint="see `agentfuse ps`, or choose another") from None
+                time.sleep(_POLL_S)
         yield
     finally:
         os.close(fd)
