@@ -1,7 +1,8 @@
 """Three-way merging of texts by line: pure, and in time that no text can blow up. Knows no files.
 
-Lines that both sides appended come one after the other, the committed ones first. Everything else that
-both changed differently is no clean merge: then nothing is merged at all.
+Lines that both sides appended come one after the other, the committed ones first. Changes that only touch
+(one changed lines, the other put some right before or after them) come together. Everything else that both
+changed differently is no clean merge: then nothing is merged at all.
 """
 
 from __future__ import annotations
@@ -57,10 +58,17 @@ def _three_way(base: list[bytes], theirs: list[bytes], mine: list[bytes]) -> lis
     merged: list[bytes] = []
     for region in Merge3(base, theirs, mine, sequence_matcher=_Matcher).merge_regions():
         if region[0] == "conflict":
-            _, start, _, their_start, their_end, my_start, my_end = region
-            if start != len(base):
+            _, start, end, their_start, their_end, my_start, my_end = region
+            parts = theirs[their_start:their_end], mine[my_start:my_end]
+            if start == len(base):
+                both = _union(*parts)
+            elif start == 0 and end == len(base):
+                return None  # nothing is left that says that these are two versions of one text
+            else:
+                both = _touching(base[start:end], *parts)
+            if both is None:
                 return None
-            merged += _union(theirs[their_start:their_end], mine[my_start:my_end])
+            merged += both
         else:
             kind, start, end = region
             merged += (base if kind == "unchanged" else mine if kind == "b" else theirs)[start:end]
@@ -87,6 +95,23 @@ def _union(theirs: list[bytes], mine: list[bytes]) -> list[bytes]:
     if _is_within(theirs, mine):
         return mine
     return theirs + mine[_overlap(theirs, mine) :]
+
+
+def _touching(base: list[bytes], theirs: list[bytes], mine: list[bytes]) -> list[bytes] | None:
+    """Both sides of a place in the middle: one changed the lines, the other put some beside them; or both
+    changed them alike, and one added to that."""
+    shared = _common(theirs, mine)
+    if shared and shared in (len(theirs), len(mine)):
+        return max(theirs, mine, key=len)
+    size = len(base)
+    if not size:
+        return None
+    for changed, added in ((mine, theirs), (theirs, mine)):
+        if added[:size] == base:
+            return changed + added[size:]
+        if added[-size:] == base:
+            return added[:-size] + changed
+    return None
 
 
 def _is_within(block: list[bytes], text: list[bytes]) -> bool:
