@@ -42,6 +42,9 @@ _VERBS = {
     "status": "inspect",
     "df": "inspect",
     "doctor": "doctor",
+    "log": "history",
+    "diff": "history",
+    "show": "history",
 }
 
 

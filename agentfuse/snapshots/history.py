@@ -25,6 +25,11 @@ class History:
         self._region = check_id("region", region)
         self._known = 0
 
+    @property
+    def store_url(self) -> str:
+        """Where the snapshots are."""
+        return self._store.url
+
     def newest(self, *, at_least: int = 0) -> int:
         """Number of the newest snapshot, 0 when there is none. One request, unless thousands are new.
 

@@ -8,6 +8,7 @@ from agentfuse.errors import IntegrityError, UsageError
 
 DIGITS = 20
 SUFFIX = ".json.gz"
+_PIN = re.compile(rf"(\d{{{DIGITS}}})\.json")
 _NUMBERED = re.compile(rf"(\d{{{DIGITS}}})(.*)", re.DOTALL)
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/]")
 
@@ -35,6 +36,11 @@ def object_key(agent: str, sha256: str) -> str:
     return f"agents/{agent}/objects/{sha256[:2]}/{sha256}"
 
 
+def objects_prefix(agent: str) -> str:
+    """What the keys of an agent's objects start with."""
+    return f"agents/{agent}/objects/"
+
+
 def snapshots_prefix(agent: str, region: str) -> str:
     """What the keys of a region's snapshots start with."""
     return f"agents/{agent}/{region}/snapshots/"
@@ -60,3 +66,19 @@ def snapshot_number(key: str) -> int | None:
             hint="a newer agentfuse wrote it; install that one",
         )
     return int(match[1])
+
+
+def pins_prefix(agent: str, region: str) -> str:
+    """What the keys of a region's pins start with."""
+    return f"agents/{agent}/{region}/pins/"
+
+
+def pin_key(agent: str, region: str, number: int) -> str:
+    """Key of the pin of one snapshot."""
+    return f"{pins_prefix(agent, region)}{number:0{DIGITS}d}.json"
+
+
+def pin_number(key: str) -> int | None:
+    """The number of the snapshot that a pin's key names; None for a key that is no pin's."""
+    match = _PIN.fullmatch(key.rpartition("/")[2])
+    return int(match[1]) if match else None

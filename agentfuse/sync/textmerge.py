@@ -61,7 +61,7 @@ def _three_way(base: list[bytes], theirs: list[bytes], mine: list[bytes]) -> lis
             _, start, end, their_start, their_end, my_start, my_end = region
             parts = theirs[their_start:their_end], mine[my_start:my_end]
             if start == len(base):
-                both = _union(*parts)
+                both: list[bytes] | None = _union(*parts)
             elif start == 0 and end == len(base):
                 return None  # nothing is left that says that these are two versions of one text
             else:
@@ -158,9 +158,11 @@ def _common(one: Sequence[bytes], other: Sequence[bytes]) -> int:
 
 
 class _Matcher:
-    """Finds the runs of lines that two texts share, as ``difflib.SequenceMatcher`` does, whose time grows
-    with the square of the lines and worse: what begins and ends alike, then lines that are unique in
-    both (patience diff), and the same again between those.
+    """Finds the runs of lines that two texts share: what begins and ends alike, then lines that are unique
+    in both (patience diff), and the same again between those.
+
+    In place of ``difflib.SequenceMatcher``, whose time grows with the square of the lines where they
+    repeat: 0.6 s for 16,000 shuffled lines of 150 kinds, so minutes for the longest texts.
     """
 
     def __init__(

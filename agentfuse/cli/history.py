@@ -1,0 +1,281 @@
+"""Verbs that look into an agent's history, without a mount and from any host: ``log``, ``diff``, ``show``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from agentfuse.cli import options
+from agentfuse.cli.output import note, print_json, say
+from agentfuse.cli.tables import print_table
+from agentfuse.config import format_size, parse_agent_id
+from agentfuse.errors import IntegrityError, ObjectNotFoundError, UsageError
+from agentfuse.objectstore import ObjectStore, open_store
+from agentfuse.snapshots.changes import Change, changes, summarise
+from agentfuse.snapshots.document import Snapshot
+from agentfuse.snapshots.entries import Entry, parent_of, printable
+from agentfuse.snapshots.history import History
+from agentfuse.snapshots.pins import Pins
+from agentfuse.snapshots.references import (
+    Reference,
+    find,
+    parse_reference,
+    read_snapshot,
+    require_newest,
+    resolve,
+)
+from agentfuse.sync.contents import stream_content
+
+REGION = "shared"
+_HELD_BYTES = 8 * 1024 * 1024
+_SIGNS = {"added": "+", "removed": "-", "changed": "~"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's verbs."""
+    app.command()(log)
+    app.command()(diff)
+    app.command()(show)
+
+
+def log(
+    *,
+    agent: options.Agent,
+    last: Annotated[
+        int | None, typer.Option("--last", metavar="N", min=1, help="Only the newest N snapshots.")
+    ] = None,
+    json: options.Json = False,
+    store: options.Store = None,
+    state: options.State = None,
+    config: options.ConfigFile = None,
+) -> None:
+    """List the snapshots of an agent's memory, newest first, and what each one changed."""
+    parse_agent_id(agent)
+    opened = open_store(options.configure(config=config, store=store, state=state).store)
+    history = History(opened, agent, REGION)
+    require_newest(history, agent)
+    pinned = set(Pins(opened, agent, REGION).numbers())
+    rows = list(_log_rows(history, pinned, last))
+    if json:
+        print_json(rows)
+    else:
+        print_table(
+            ("SNAPSHOT", "TIME", "EXECUTION", "REASON", "CHANGED", "NEW BYTES", "FILES", "BYTES", ""),
+            [_log_cells(row) for row in rows],
+            right=("SNAPSHOT", "NEW BYTES", "FILES", "BYTES"),
+        )
+    damaged = [str(row["number"]) for row in rows if row["error"]]
+    if damaged:
+        raise IntegrityError(
+            f"agent {agent}: damaged snapshots: {', '.join(damaged)}",
+            hint=f"agentfuse fsck --agent {agent} --all-snapshots says what is lost",
+        )
+
+
+def diff(
+    before: Annotated[str, typer.Argument(metavar="AGENT@N", help="The older snapshot.")],
+    after: Annotated[str, typer.Argument(metavar="AGENT@N", help="The newer snapshot.")],
+    *,
+    json: options.Json = False,
+    store: options.Store = None,
+    state: options.State = None,
+    config: options.ConfigFile = None,
+) -> None:
+    """Show what is different between two snapshots: + added, - removed, ~ changed."""
+    opened = open_store(options.configure(config=config, store=store, state=state).store)
+    sides = [parse_reference(os.fsencode(text)) for text in (before, after)]
+    if any(side.path is not None for side in sides):
+        raise UsageError("diff compares whole snapshots", hint="leave out the path, and search its output")
+    one, other = (open_snapshot(opened, side) for side in sides)
+    found = list(changes(*({entry.path: entry for entry in each.entries} for each in (one, other))))
+    if json:
+        print_json([_change_json(change) for change in found])
+    elif not found:
+        say(f"nothing differs between {one.agent}@{one.number} and {other.agent}@{other.number}")
+    else:
+        print_table(("", "", ""), [_change_cells(change) for change in found])
+
+
+def show(
+    what: Annotated[str, typer.Argument(metavar="AGENT@N:PATH", help="A path in a snapshot.")],
+    *,
+    json: Annotated[
+        bool, typer.Option("--json", help="What the snapshot says of the path, as JSON.")
+    ] = False,
+    store: options.Store = None,
+    state: options.State = None,
+    config: options.ConfigFile = None,
+) -> None:
+    """Print the content of a file in a snapshot, verified; list a directory.
+
+    Nothing is printed of a content that is not what its hash says.
+    """
+    opened = open_store(options.configure(config=config, store=store, state=state).store)
+    reference = parse_reference(os.fsencode(what))
+    snapshot = open_snapshot(opened, reference)
+    entry = find(snapshot, reference.path or b"")
+    if entry.type == "dir":
+        inside = [each for each in snapshot.entries if each.path and parent_of(each.path) == entry.path]
+        if json:
+            print_json([entry_json(each) for each in inside])
+        else:
+            print_table(("", "", "", ""), [_entry_cells(each) for each in inside])
+    elif json:
+        print_json(entry_json(entry))
+    elif entry.type == "file":
+        _print_content(opened, reference.agent, entry)
+    else:
+        say(f"{entry.type} -> {printable(entry.target)}" if entry.target else entry.type)
+
+
+def open_snapshot(store: ObjectStore, reference: Reference) -> Snapshot:
+    """The snapshot that a reference names. Raises ``NotFoundError``."""
+    history = History(store, reference.agent, REGION)
+    return read_snapshot(history, reference.agent, resolve(history, reference))
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    """An entry as verbs with ``--json`` tell it; bytes that are not UTF-8 are lone surrogates."""
+    told: dict[str, Any] = {
+        "path": os.fsdecode(entry.path),
+        "type": entry.type,
+        "mode": f"{entry.mode:04o}",
+        "mtime": entry.mtime_ns / 1e9,
+    }
+    if entry.type == "file":
+        told |= {"size": entry.size, "sha256": entry.sha256}
+    if entry.target:
+        told["target"] = os.fsdecode(entry.target)
+    return told
+
+
+def _log_rows(history: History, pinned: set[int], last: int | None) -> Iterator[dict[str, Any]]:
+    """Newest first. Two snapshots are held at a time: each is compared with the next older one there is,
+    which is its parent unless that was collected."""
+    numbers = sorted(history.numbers(), reverse=True)
+    newer: Snapshot | None = None
+    for number in numbers if last is None else numbers[: last + 1]:
+        try:
+            snapshot: Snapshot | None = history.read(number)
+        except ObjectNotFoundError:
+            continue  # collected while we looked
+        except IntegrityError as error:
+            if newer:
+                yield _log_row(newer, None, pinned)
+            newer = None
+            yield {"number": number, "error": str(error), "pinned": number in pinned}
+            continue
+        if newer:
+            yield _log_row(newer, snapshot, pinned)
+        newer = snapshot
+    if newer and (last is None or len(numbers) <= last):
+        yield _log_row(newer, None, pinned)
+
+
+def _log_row(snapshot: Snapshot, older: Snapshot | None, pinned: set[int]) -> dict[str, Any]:
+    totals = snapshot.totals
+    row: dict[str, Any] = {
+        "number": snapshot.number,
+        "time": snapshot.time.isoformat(),
+        "execution": snapshot.execution,
+        "reason": snapshot.reason,
+        "parent": snapshot.parent,
+        "compared_with": older.number if older else None,
+        "changed": None,
+        "totals": {"files": totals.files, "bytes": totals.bytes, "entries": totals.entries},
+        "pinned": snapshot.number in pinned,
+        "error": None,
+    }
+    if older or snapshot.parent == 0:
+        before = {entry.path: entry for entry in older.entries} if older else {}
+        changed = summarise(before, {entry.path: entry for entry in snapshot.entries})
+        row["changed"] = {
+            "added": changed.added,
+            "removed": changed.removed,
+            "changed": changed.changed,
+            "bytes": changed.bytes,
+        }
+    return row
+
+
+def _log_cells(row: dict[str, Any]) -> tuple[object, ...]:
+    mark = "pinned" if row["pinned"] else ""
+    if row["error"]:
+        return (row["number"], "damaged", "", "", "", "", "", "", mark)
+    changed = row["changed"]
+    parts = [f"{sign}{changed[kind]}" for kind, sign in _SIGNS.items() if changed[kind]] if changed else ["?"]
+    if row["compared_with"] and row["compared_with"] != row["parent"]:
+        parts.append(f"since {row['compared_with']}")
+    return (
+        row["number"],
+        row["time"][:19].replace("T", " "),
+        row["execution"],
+        row["reason"],
+        " ".join(parts) or "-",
+        format_size(changed["bytes"]) if changed else "?",
+        row["totals"]["files"],
+        format_size(row["totals"]["bytes"]),
+        mark,
+    )
+
+
+def _change_json(change: Change) -> dict[str, Any]:
+    return {
+        "path": os.fsdecode(change.path),
+        "change": change.kind,
+        "before": entry_json(change.before) if change.before else None,
+        "after": entry_json(change.after) if change.after else None,
+    }
+
+
+def _change_cells(change: Change) -> tuple[str, str, str]:
+    sizes = [_brief(entry) for entry in (change.before, change.after) if entry]
+    what = sizes[0] if len(set(sizes)) == 1 else " -> ".join(sizes)
+    if change.before and change.after and not change.new_bytes and change.before.type == change.after.type:
+        what += _attributes(change.before, change.after)
+    return _SIGNS[change.kind], printable(change.path) or ".", what
+
+
+def _attributes(before: Entry, after: Entry) -> str:
+    told = []
+    if before.mode != after.mode:
+        told.append(f"mode {before.mode:04o} -> {after.mode:04o}")
+    if before.mtime_ns != after.mtime_ns and before.type == "file":
+        told.append("time")
+    if before.xattrs != after.xattrs:
+        told.append("attributes")
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _brief(entry: Entry) -> str:
+    return format_size(entry.size) if entry.type == "file" else entry.type
+
+
+def _entry_cells(entry: Entry) -> tuple[str, str, str, str]:
+    name = printable(entry.path.rpartition(b"/")[2])
+    target = f" -> {printable(entry.target)}" if entry.target else ""
+    return (
+        entry.type,
+        f"{entry.mode:04o}",
+        format_size(entry.size) if entry.type == "file" else "",
+        name + target,
+    )
+
+
+def _print_content(store: ObjectStore, agent: str, entry: Entry) -> None:
+    with tempfile.SpooledTemporaryFile(_HELD_BYTES) as verified:
+        for piece in stream_content(store, agent, entry):
+            verified.write(piece)
+        verified.seek(0)
+        try:
+            while piece := verified.read(_HELD_BYTES):
+                sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            note("agentfuse: nobody reads any more")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
