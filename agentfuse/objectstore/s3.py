@@ -9,17 +9,18 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import mmap
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from agentfuse.errors import ObjectNotFoundError, StoreError, UsageError
 from agentfuse.objectstore.base import CHUNK_BYTES, ObjectStat, Source, check_key
-from agentfuse.objectstore.parts import PartSender, read_whole
+from agentfuse.objectstore.parts import PartSender, read_whole, require_end
 from agentfuse.objectstore.s3_sdk import (
     BROKEN_OFF,
     PATIENCE,
@@ -79,7 +80,12 @@ class S3Store:
         if size_bytes > PART_BYTES:
             self._put_in_parts(key, body, size_bytes)
             return
-        self._put_whole(key, read_whole(body, size_bytes))
+        if size_bytes == 0:
+            require_end(body, size_bytes)
+            self._put_whole(key, b"")
+            return
+        with read_whole(body, size_bytes) as content:
+            self._put_whole(key, content)
 
     def put_if_absent(self, key: str, body: bytes) -> bool:
         """Write an object unless there is one, in one request; whether this call wrote it.
@@ -108,16 +114,19 @@ class S3Store:
         return self._read(key, offset, length, piece_bytes=CHUNK_BYTES)
 
     def stat(self, key: str) -> ObjectStat:
-        """Size and age of an object. One request, and one more to believe in its absence."""
+        """Size and age of an object, by reading its first byte.
+
+        A HEAD would be answered without a body: 404 for a missing bucket, too, and 403 for anything.
+        """
         where = self._where(key)
-        try:
-            with map_botocore(self._shown(key)):
-                found = self._client.head_object(**where)
-                return ObjectStat(key, found["ContentLength"], found["LastModified"].timestamp())
-        except ObjectNotFoundError:
-            with map_botocore(f"s3://{self._location.bucket}"):
-                self._client.head_bucket(Bucket=self._location.bucket)
-            raise
+        with map_botocore(self._shown(key)):
+            if found := self._open(where, 0, 1):
+                with closing(found["Body"]) as body:
+                    body.read()
+                size_bytes = int(found["ContentRange"].rpartition("/")[2])
+                return ObjectStat(key, size_bytes, found["LastModified"].timestamp())
+            empty = self._client.head_object(**where)
+            return ObjectStat(key, empty["ContentLength"], empty["LastModified"].timestamp())
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[ObjectStat]:
         """The objects under a prefix, in key order; one request for each 1,000 drawn."""
@@ -181,12 +190,12 @@ class S3Store:
     def _shown(self, key: str) -> str:
         return f"s3://{self._location.bucket}/{self._root}{key}"
 
-    def _checksum(self, body: bytes | bytearray) -> dict[str, Any]:
+    def _checksum(self, body: bytes | bytearray | mmap.mmap) -> dict[str, Any]:
         if not self._sends_checksums:
             return {}
         return {"ChecksumSHA256": base64.b64encode(hashlib.sha256(body).digest()).decode()}
 
-    def _put_whole(self, key: str, body: bytes | bytearray) -> None:
+    def _put_whole(self, key: str, body: bytes | bytearray | mmap.mmap) -> None:
         where = self._where(key)
         with map_botocore(self._shown(key)):
             self._client.put_object(**where, Body=cast(bytes, body), **self._checksum(body))
@@ -254,11 +263,11 @@ class S3Store:
                 self._abort(where["Key"], upload)
             raise
 
-    def _send_part(self, key: str, upload: str, number: int, part: bytearray) -> CompletedPartTypeDef:
+    def _send_part(self, key: str, upload: str, number: int, part: mmap.mmap) -> CompletedPartTypeDef:
         checksum = self._checksum(part)
         with map_botocore(self._shown(key)):
             sent = self._client.upload_part(
-                **self._where(key), UploadId=upload, PartNumber=number, Body=cast(bytes, part), **checksum
+                **self._where(key), UploadId=upload, PartNumber=number, Body=cast(IO[bytes], part), **checksum
             )
         return {"PartNumber": number, "ETag": sent["ETag"], **checksum}  # type: ignore[typeddict-item]
 
@@ -273,11 +282,17 @@ class S3Store:
                 )
             except RefusedError as error:
                 # Completed by an attempt whose answer was lost: then the object is what the parts make.
-                if code_of(error) != "NoSuchUpload":
+                if code_of(error) != "NoSuchUpload" or not self._is_made_of(where, parts, size_bytes):
                     raise
-                found = self._client.head_object(**where)
-                if (found["ContentLength"], found["ETag"].strip('"')) != (size_bytes, _etag_of(parts)):
-                    raise
+
+    def _is_made_of(
+        self, where: dict[str, Any], parts: Sequence[CompletedPartTypeDef], size_bytes: int
+    ) -> bool:
+        try:
+            found = self._client.head_object(**where)
+        except RefusedError:
+            return False
+        return (found["ContentLength"], found["ETag"].strip('"')) == (size_bytes, _etag_of(parts))
 
     def _abort(self, full_key: str, upload: str) -> None:
         with map_botocore(f"s3://{self._location.bucket}/{full_key}"):

@@ -92,13 +92,11 @@ def store_error(what: str, operation: str, code: str, *, status: int, said: str,
     """The error to raise for an answer: ``code`` and ``said`` as the store put it, empty when it did not.
 
     ``what``: the object asked for. ``operation``: the API's name of the request. ``region``: the
-    bucket's, if the answer told it. ``ObjectNotFoundError`` only for an answer that says the object is
-    absent; a HEAD cannot say what is, so whoever sends one for an object has to ask for the bucket, too.
+    bucket's, if the answer told it. ``ObjectNotFoundError`` only for an answer that names the object as
+    absent: a bare 404 may come from a missing bucket, or from what is no S3 store at all.
     """
-    if code == "NoSuchKey" or (operation == "HeadObject" and code == "404"):
+    if code == "NoSuchKey":
         return ObjectNotFoundError(f"{what}: the store has none")
-    if operation == "HeadBucket" and code == "404":
-        code = "NoSuchBucket"
     meaning, fix = _MEANINGS.get(code) or _MEANINGS.get(str(status)) or _UNKNOWN
     if region and meaning == _OTHER_REGION[0]:
         fix = f"put the bucket's own region into the store's URL: ?region={region}"

@@ -90,7 +90,9 @@ def test_a_large_file_travels_in_parts(tmp_path: Path, store: S3Store, wire: Wir
     wire.taken()
     first.write("large", os.urandom(5 * PART_BYTES + 1))
     first.commit()
-    assert wire.taken() == {
+    sent = wire.taken()
+    assert sent.pop("GetObject", 0) <= 1, "whether it is there already"
+    assert sent == {
         "ListObjectsV2": 1,
         "CreateMultipartUpload": 1,
         "UploadPart": 6,
@@ -127,9 +129,9 @@ def test_an_outage_during_a_commit_loses_nothing(
     first.write("a", b"two")
     radosgw.outage()
     try:
-        with pytest.raises(StoreError, match="connection refused"):
+        with pytest.raises(StoreError, match=r"connection (refused|broke)"):
             first.commit()
-        with pytest.raises(StoreError, match="connection refused"):
+        with pytest.raises(StoreError, match=r"connection (refused|broke)"):
             Run(tmp_path, store, "e2").restore()
     finally:
         radosgw.back()

@@ -182,11 +182,9 @@ def test_bad_credentials_are_named(
 ) -> None:
     other_credentials(name, value)
     store = opened(radosgw.url("contract", "bad"))
-    for call, ask in EVERY_CALL.items():
-        # A HEAD is answered without a body, so that it can say no more than "no".
-        allowed = "access denied" if call in ("stat", "nothing") else complaint
-        with pytest.raises(StoreError, match=allowed) as caught:
-            ask(store)
+    for call in EVERY_CALL.values():
+        with pytest.raises(StoreError, match=complaint) as caught:
+            call(store)
         assert not isinstance(caught.value, ObjectNotFoundError)
 
 
@@ -241,7 +239,7 @@ def test_during_an_outage_nothing_is_absent_and_afterwards_all_is_there(radosgw:
     radosgw.outage()
     try:
         for call in EVERY_CALL.values():
-            with pytest.raises(StoreError, match="connection refused") as caught:
+            with pytest.raises(StoreError, match=r"connection (refused|broke)") as caught:
                 call(store)
             assert not isinstance(caught.value, ObjectNotFoundError)
     finally:

@@ -376,11 +376,20 @@ def test_retries_end_at_the_deadline(server: Canned) -> None:
     assert 2 <= len(server.asked) < 10
 
 
-def test_a_head_is_believed_only_by_a_bucket_that_is_there(server: Canned) -> None:
-    server.answers = [Answer(404), Answer(200)]
-    with pytest.raises(ObjectNotFoundError):
-        opened(server.endpoint).stat("a")
-    assert [asked.path for asked in server.asked] == ["/bucket/prefix/a", "/bucket"]
-    server.answers = [Answer(404)]
-    with pytest.raises(StoreError, match="no such bucket"):
-        opened(server.endpoint).stat("a")
+@pytest.mark.parametrize("answer", [Answer(404), Answer(404, b"<html>"), refusal(404, "NoSuchBucket")])
+def test_only_an_answer_that_names_the_key_is_absence(server: Canned, answer: Answer) -> None:
+    store = opened(server.endpoint, attempts=1)
+    for ask in (store.stat, store.get, lambda key: store.get(key, length=0)):
+        server.answers = [refusal(404, "NoSuchKey")]
+        with pytest.raises(ObjectNotFoundError):
+            ask("a")
+        server.answers = [answer]
+        with pytest.raises(StoreError) as caught:
+            ask("a")
+        assert not isinstance(caught.value, ObjectNotFoundError)
+
+
+def test_the_size_of_an_object_costs_one_request_and_one_byte(server: Canned) -> None:
+    server.answers = [Answer(206, b"x", {**OBJECT, "Content-Range": "bytes 0-0/12345"})]
+    assert opened(server.endpoint).stat("a").size_bytes == 12345
+    assert [(asked.method, asked.headers["range"]) for asked in server.asked] == [("GET", "bytes=0-0")]
