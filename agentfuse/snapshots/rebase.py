@@ -81,9 +81,14 @@ def is_changed(before: Listing, after: Listing) -> bool:
     return _partition(before) != _partition(after)
 
 
+def by_path(entries: Iterable[Entry]) -> dict[bytes, Entry]:
+    """The entries by path, in the order they come."""
+    return {entry.path: entry for entry in entries}
+
+
 def in_tree_order(entries: Iterable[Entry]) -> dict[bytes, Entry]:
     """The entries by path, in the order a document has them."""
-    return {entry.path: entry for entry in sorted(entries, key=lambda entry: tree_key(entry.path))}
+    return by_path(sorted(entries, key=lambda entry: tree_key(entry.path)))
 
 
 class _Merge:

@@ -25,12 +25,12 @@ from agentfuse.snapshots.document import Snapshot
 from agentfuse.snapshots.entries import Entry, printable, totals_of
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.layout import check_id
-from agentfuse.snapshots.rebase import Listing, Rebased, is_changed
+from agentfuse.snapshots.rebase import Listing, Rebased, by_path, is_changed
 from agentfuse.sync.hydrate import hydrate
 from agentfuse.sync.merge import Merger, sources
 from agentfuse.sync.reports import CommitReport, Meter, RestoreReport
 from agentfuse.sync.scan import Print, Scan, observe, scan
-from agentfuse.sync.upload import Place, Uploader
+from agentfuse.sync.upload import Place, Uploader, placed
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Memory:
         number = self._history.newest()
         if number == 0:
             return RestoreReport(None)
-        entries = _by_path(self._history.read(number).entries)
+        entries = by_path(self._history.read(number).entries)
         totals = totals_of(entries.values())
         meter = Meter(reporter, "restore", total_files=totals.files, total_bytes=totals.bytes)
         requests = hydrate(self._store, self._agent, entries, self._root, owner=self._owner, meter=meter)
@@ -144,7 +144,7 @@ class Memory:
                 theirs: Listing = synced.entries
                 merged, texts = Rebased(now.entries, ()), {}
             else:
-                theirs = _by_path(self._history.read(newest).entries) if newest else {}
+                theirs = by_path(self._history.read(newest).entries) if newest else {}
                 merged, texts = merger.rebase(synced.entries, theirs, now.entries)
             entries = self._place(merged.entries, theirs, now, reporter, texts)
             if not is_changed(theirs, entries):
@@ -164,7 +164,7 @@ class Memory:
                 base.number, base.exact, entries, {row.path: Print(row.ino, row.ctime_ns) for row in rows}
             )
         try:
-            return _Synced(base.number, True, _by_path(self._history.read(base.number).entries), {})
+            return _Synced(base.number, True, by_path(self._history.read(base.number).entries), {})
         except ObjectNotFoundError:
             # Collected since. Merging from nothing keeps everything of both sides.
             return _Synced(base.number, False, {}, {})
@@ -203,7 +203,7 @@ class Memory:
             self._uploader.upload(self._root, files, meter, elsewhere=opens)
             meter.tell()
             places.update(self._uploader.places())
-        return {path: _placed(entry, places) for path, entry in entries.items()}
+        return {path: placed(entry, places) for path, entry in entries.items()}
 
     def _snapshot(self, parent: int, reason: str, entries: Listing) -> Snapshot:
         return Snapshot(
@@ -238,17 +238,6 @@ class Memory:
         """Where contents are that only this disk has: the bases of merges to come, see ``_place``."""
         places = {e.sha256: Place(e.object, e.offset) for e in synced.entries.values() if e.object}
         return places | self._uploader.places()
-
-
-def _by_path(entries: Iterable[Entry]) -> dict[bytes, Entry]:
-    return {entry.path: entry for entry in entries}
-
-
-def _placed(entry: Entry, places: Mapping[str, Place]) -> Entry:
-    place = places.get(entry.sha256, Place("", 0))
-    if (entry.object, entry.offset) == place:
-        return entry
-    return msgspec.structs.replace(entry, object=place.object, offset=place.offset)
 
 
 def _rows(now: Scan, committed: Iterable[Entry], others: Mapping[str, Place] | None = None) -> Iterator[Row]:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
@@ -31,12 +31,13 @@ MAX_HELD_BYTES = 16 * 1024 * 1024
 @dataclass(frozen=True, slots=True)
 class Merger:
     """Rebases listings of one agent. ``read_mine`` reads the content of an entry of this side, verified;
-    None if it cannot be had any more."""
+    None if it cannot be had any more. ``held``: contents of the others that the store has not, by hash."""
 
     store: ObjectStore
     agent: str
     execution: str
     read_mine: Callable[[Entry], bytes | None]
+    held: Mapping[str, bytes] = field(default_factory=dict)
 
     def rebase(self, base: Listing, theirs: Listing, mine: Listing) -> tuple[Rebased, dict[bytes, bytes]]:
         """As ``rebase`` of ``snapshots``, with texts merged; the merged contents, by path.
@@ -73,6 +74,8 @@ class Merger:
 
     def _read(self, entry: Entry) -> bytes | None:
         """A stored content; None if the store has it no longer."""
+        if entry.sha256 in self.held:
+            return self.held[entry.sha256]
         if entry.size and not entry.object:
             return None
         try:

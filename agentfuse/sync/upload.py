@@ -2,21 +2,28 @@
 
 A pack is the plain concatenation of contents, and an object like any other: named by the SHA-256 of its
 bytes. Sending the same contents again gives the same objects, so it can be interrupted at any moment.
+
+But an *old* object of that name may be about to be collected as garbage (``snapshots.collect``), and no
+request can take that back: so only an object that was absent, or is young, is relied upon. Otherwise the
+bytes go under a name that was never used before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from agentfuse.errors import ObjectNotFoundError
 from agentfuse.home.walk import Cursor, changed_meanwhile, local_disk
-from agentfuse.objectstore.base import ObjectStore, Source
+from agentfuse.objectstore.base import ObjectStat, ObjectStore, Source
 from agentfuse.snapshots.entries import Entry
 from agentfuse.snapshots.layout import object_key
 from agentfuse.sync.reports import Meter
@@ -37,6 +44,14 @@ class Place(NamedTuple):
 
     object: str
     offset: int
+
+
+def placed(entry: Entry, places: Mapping[str, Place]) -> Entry:
+    """The entry with the place of its content, or without one."""
+    place = places.get(entry.sha256, Place("", 0))
+    if (entry.object, entry.offset) == place:
+        return entry
+    return msgspec.structs.replace(entry, object=place.object, offset=place.offset)
 
 
 class Readable(Source, Protocol):
@@ -80,50 +95,64 @@ class Uploader:
         When this returns all are durable in the store and in :meth:`places`; after an error some are.
         Raises ``BusyError`` if a file no longer is what its entry says.
         """
-        with local_disk(root), Workers() as workers, Cursor(root) as cursor:
+        with local_disk(root), Cursor(root) as cursor:
 
-            def opened(entry: Entry) -> _Content:
+            def opened(entry: Entry) -> Readable:
                 if elsewhere and entry.sha256 in elsewhere:
-                    return _Content(elsewhere[entry.sha256](), entry)
-                return _Content(open(cursor.open_file(entry.path), "rb", buffering=0), entry)
+                    return elsewhere[entry.sha256]()
+                return open(cursor.open_file(entry.path), "rb", buffering=0)
 
+            self.send(files, opened, meter)
+
+    def send(self, files: Iterable[Entry], opened: Callable[[Entry], Readable], meter: Meter) -> None:
+        """As :meth:`upload`, of contents that ``opened`` opens; it is called in this thread only."""
+        with Workers() as workers:
             pack = _Pack()
             for entry in files:
                 if entry.size >= SMALL_BYTES:
                     workers.make_room()
-                    content = opened(entry)
+                    content = _Content(opened(entry), entry)
                     workers.submit(partial(self._send_alone, content), partial(self._note, [entry], meter))
                     continue
                 if len(pack.body) + entry.size > PACK_BYTES:
                     workers.submit(partial(self._send_pack, pack), partial(self._note, pack.entries, meter))
                     pack = _Pack()
-                pack.add(opened(entry))
+                pack.add(_Content(opened(entry), entry))
             if pack.entries:
                 workers.submit(partial(self._send_pack, pack), partial(self._note, pack.entries, meter))
             workers.finish()
 
     def _send_alone(self, content: _Content) -> tuple[str, bool]:
+        name, size_bytes = content.entry.sha256, content.entry.size
         with content:
-            name = content.entry.sha256
-            return name, self._put(name, content, content.entry.size)
+            found = self._find(name)
+            if found is not None and _is_young(found, size_bytes):
+                return name, False
+            name = _unused_name() if found else name
+            self._store.put(object_key(self._agent, name), content, size_bytes=size_bytes)
+            return name, True
 
     def _send_pack(self, pack: _Pack) -> tuple[str, bool]:
-        name = hashlib.sha256(pack.body).hexdigest()
-        return name, self._put(name, pack.body, len(pack.body))
+        body = bytes(pack.body)
+        pack.body.clear()
+        name = hashlib.sha256(body).hexdigest()
+        found = self._find(name) if self._may_be_there else None
+        if found is None:
+            # A fresh home's packs are new nearly always: whether they are, the put itself finds out.
+            if self._store.put_if_absent(object_key(self._agent, name), body):
+                return name, True
+            found = self._find(name)
+        if found is not None and _is_young(found, len(body)):
+            return name, False
+        name = _unused_name()
+        self._store.put(object_key(self._agent, name), body)
+        return name, True
 
-    def _put(self, name: str, body: bytearray | Source, size_bytes: int) -> bool:
-        key = object_key(self._agent, name)
-        if self._may_be_there and self._is_there(key, size_bytes):
-            return False
-        self._store.put(key, body, size_bytes=size_bytes)
-        return True
-
-    def _is_there(self, key: str, size_bytes: int) -> bool:
+    def _find(self, name: str) -> ObjectStat | None:
         try:
-            found = self._store.stat(key)
+            return self._store.stat(object_key(self._agent, name))
         except ObjectNotFoundError:
-            return False
-        return found.size_bytes == size_bytes and time.time() - found.modified_at < TRUSTED_FOR_S
+            return None
 
     def _note(self, entries: list[Entry], meter: Meter, outcome: tuple[str, bool]) -> None:
         name, has_travelled = outcome
@@ -135,6 +164,14 @@ class Uploader:
         if has_travelled:
             self.objects_put += 1
             self.bytes_put += offset
+
+
+def _is_young(found: ObjectStat, size_bytes: int) -> bool:
+    return found.size_bytes == size_bytes and time.time() - found.modified_at < TRUSTED_FOR_S
+
+
+def _unused_name() -> str:
+    return secrets.token_hex(32)
 
 
 class _Content:
