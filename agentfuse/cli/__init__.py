@@ -45,6 +45,10 @@ _VERBS = {
     "log": "history",
     "diff": "history",
     "show": "history",
+    "restore": "rewrite",
+    "revert": "rewrite",
+    "pin": "rewrite",
+    "unpin": "rewrite",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -168,3 +169,52 @@ def test_a_reader_that_left_early_is_no_error(memory: LocalStore) -> None:
     _, said = process.communicate()
     assert process.returncode == 0
     assert b"Traceback" not in said
+
+
+# -- restore, revert, pin
+
+
+def test_restore_as_a_new_snapshot_and_into_a_directory(tmp_path: Path) -> None:
+    store = local_store(tmp_path)
+    lived(tmp_path, store)
+    said = command(store, "restore", "a@1:d").stdout
+    assert said == b"a@5 is as a@1 was in d: 1 added, 1 removed, 1 changed\n"
+    assert command(store, "show", "a@latest:d/small").stdout == b"small"
+    assert b"nothing to restore" in command(store, "restore", "a@1", "d").stdout
+    out = tmp_path / "out"
+    assert b"restored 6 files" in command(store, "restore", "a@5", "--to", str(out)).stdout
+    assert (out / "notes.md").read_bytes() == b"# Notes\n- e1\n- e2\n- e3\n"
+    assert (out / os.fsdecode(b"\xff name")).exists()
+    assert b"not empty" in command(store, "restore", "a@5", "--to", str(out), code=69).stderr
+    command(store, "restore", b"a@1", b"\xff name", "--to", str(tmp_path / "one"))
+    assert os.listdir(os.fsencode(tmp_path / "one")) == [b"\xff name"]
+    assert command(store, "restore", "a@1:d", "d", code=2).stdout == b""
+
+
+def test_revert_tells_what_it_took_back_and_what_stays(tmp_path: Path) -> None:
+    store = local_store(tmp_path)
+    lived(tmp_path, store)
+    said = command(store, "revert", "--agent", "a", "--execution", "e2").stdout.decode().splitlines()
+    assert said == [
+        "notes.md: its lines were taken out, later changes stay",
+        "a@5 is without what execution e2 changed: 1 added, 1 removed, 2 changed",
+    ]
+    assert b"is left to take back" in command(store, "revert", "--agent", "a", "--execution", "e2").stdout
+    assert (
+        "notes.md: added by e1"
+        in command(store, "revert", "--agent", "a", "--execution", "e1").stdout.decode()
+    )
+    command(store, "revert", "--agent", "a", "--execution", "e9", code=66)
+
+
+def test_pins_are_listed_in_the_log(tmp_path: Path) -> None:
+    store = local_store(tmp_path)
+    lived(tmp_path, store)
+    assert command(store, "pin", "a@-2").stdout == b"pinned a@2\n"
+    assert command(store, "pin", "a@9", code=66).stdout == b""
+    assert [row["number"] for row in told(store, "log", "--agent", "a") if row["pinned"]] == [2]
+    assert b"pinned" in command(store, "log", "--agent", "a").stdout
+    assert command(store, "unpin", "a@2").stdout == b"unpinned a@2\n"
+    assert b"is not pinned" in command(store, "unpin", "a@2", code=66).stderr
+    assert b"whole snapshot" in command(store, "pin", "a@2:d", code=2).stderr
+    assert not any(row["pinned"] for row in told(store, "log", "--agent", "a"))

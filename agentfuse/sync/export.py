@@ -1,0 +1,43 @@
+"""A snapshot, or a part of it, written to a directory of the operator's: no home, no index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from agentfuse.home.walk import local_disk
+from agentfuse.objectstore.base import ObjectStore
+from agentfuse.progress import Reporter
+from agentfuse.snapshots.document import Snapshot
+from agentfuse.snapshots.entries import Entry, Totals, totals_of
+from agentfuse.snapshots.rebase import by_path
+from agentfuse.snapshots.references import below, find
+from agentfuse.sync.hydrate import hydrate
+from agentfuse.sync.reports import Meter
+
+
+def export(store: ObjectStore, snapshot: Snapshot, path: bytes, to: Path, reporter: Reporter) -> Totals:
+    """Write ``path`` of a snapshot into ``to``, which is made if it is missing and must be empty; what came.
+
+    A directory's content goes right into ``to``, anything else gets its own name there. The files belong
+    to this process's user. Raises ``NotFoundError``, and what ``hydrate`` raises.
+    """
+    entries = _rooted(by_path(snapshot.entries), find(snapshot, path))
+    totals = totals_of(entries.values())
+    with local_disk(to):
+        to.mkdir(exist_ok=True)
+    meter = Meter(reporter, "restore", total_files=totals.files, total_bytes=totals.bytes)
+    hydrate(store, snapshot.agent, entries, to, owner=None, meter=meter)
+    meter.tell()
+    return totals
+
+
+def _rooted(entries: dict[bytes, Entry], top: Entry) -> dict[bytes, Entry]:
+    if top.type != "dir":
+        name = top.path.rpartition(b"/")[2]
+        root = Entry(path=b"", type="dir", mode=0o755, mtime_ns=top.mtime_ns)
+        return by_path([root, msgspec.structs.replace(top, path=name, link=0)])
+    skipped = len(top.path) + 1 if top.path else 0
+    found = below(entries, top.path).values()
+    return by_path(msgspec.structs.replace(entry, path=entry.path[skipped:]) for entry in found)
