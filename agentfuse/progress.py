@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 class Progress:
     """A moment of a transfer. ``total_*`` is 0 while it is not known yet."""
 
-    phase: Literal["restore", "scan", "flush"]
+    phase: Literal["restore", "scan", "flush", "verify"]
     done_files: int
     total_files: int
     done_bytes: int

@@ -49,6 +49,7 @@ _VERBS = {
     "revert": "rewrite",
     "pin": "rewrite",
     "unpin": "rewrite",
+    "fsck": "upkeep",
 }
 
 

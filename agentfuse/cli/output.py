@@ -17,7 +17,12 @@ from agentfuse.errors import AgentfuseError, ConfigError
 from agentfuse.progress import Progress, Reporter
 
 _PROGRESS_EVERY_S = 2.0
-_PHASES = {"restore": "restoring", "scan": "looking for changes", "flush": "flushing"}
+_PHASES = {
+    "restore": "restoring",
+    "scan": "looking for changes",
+    "flush": "flushing",
+    "verify": "verifying",
+}
 
 
 def plain(text: object) -> str:

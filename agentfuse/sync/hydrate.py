@@ -66,7 +66,7 @@ def hydrate(
 
 
 @dataclass(slots=True)
-class _Run:
+class Run:
     """Contents of one object, from ``offset`` to ``end``, that come with one request."""
 
     object: str
@@ -75,10 +75,10 @@ class _Run:
     contents: list[Entry]
 
 
-def plan(contents: Iterable[Entry]) -> list[_Run]:
+def plan(contents: Iterable[Entry]) -> list[Run]:
     """Group contents to runs that are cheap to fetch, and no longer than a pack unless a content is."""
-    runs: list[_Run] = []
-    last = _Run("", 0, 0, [])
+    runs: list[Run] = []
+    last = Run("", 0, 0, [])
     for entry in sorted(contents, key=lambda entry: (entry.object, entry.offset)):
         end = max(last.end, entry.offset + entry.size)
         is_near = entry.object == last.object and entry.offset - last.end <= GAP_BYTES
@@ -86,12 +86,12 @@ def plan(contents: Iterable[Entry]) -> list[_Run]:
             last.contents.append(entry)
             last.end = end
         else:
-            last = _Run(entry.object, entry.offset, entry.offset + entry.size, [entry])
+            last = Run(entry.object, entry.offset, entry.offset + entry.size, [entry])
             runs.append(last)
     return runs
 
 
-def _fetch(store: ObjectStore, agent: str, runs: list[_Run], writer: _Writer) -> None:
+def _fetch(store: ObjectStore, agent: str, runs: list[Run], writer: _Writer) -> None:
     with Workers() as workers:
         for run in runs:
             key = object_key(agent, run.object)
@@ -105,7 +105,7 @@ def _fetch(store: ObjectStore, agent: str, runs: list[_Run], writer: _Writer) ->
         workers.finish()
 
 
-def _get(store: ObjectStore, key: str, run: _Run) -> list[tuple[Entry, memoryview]]:
+def _get(store: ObjectStore, key: str, run: Run) -> list[tuple[Entry, memoryview]]:
     """The contents of a run, verified."""
     data = memoryview(store.get(key, offset=run.offset, length=run.end - run.offset))
     found = []

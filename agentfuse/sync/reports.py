@@ -51,7 +51,7 @@ class Meter:
     def __init__(
         self,
         reporter: Reporter,
-        phase: Literal["restore", "scan", "flush"],
+        phase: Literal["restore", "scan", "flush", "verify"],
         *,
         total_files: int = 0,
         total_bytes: int = 0,
