@@ -50,6 +50,7 @@ _VERBS = {
     "pin": "rewrite",
     "unpin": "rewrite",
     "fsck": "upkeep",
+    "gc": "upkeep",
 }
 
 

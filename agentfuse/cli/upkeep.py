@@ -1,7 +1,8 @@
-"""Verbs that look after what the store holds: ``fsck``."""
+"""Verbs that look after what the store holds: ``fsck`` and ``gc``."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Annotated
 
@@ -9,17 +10,21 @@ import typer
 
 from agentfuse.cli import options
 from agentfuse.cli.history import REGION
-from agentfuse.cli.output import note, print_json, say, terminal_reporter
-from agentfuse.config import format_size, parse_agent_id
-from agentfuse.errors import IntegrityError
+from agentfuse.cli.output import note, print_error, print_json, say, terminal_reporter
+from agentfuse.config import format_size, parse_agent_id, parse_duration
+from agentfuse.errors import AgentfuseError, IntegrityError, UsageError
 from agentfuse.objectstore import open_store
+from agentfuse.snapshots.collect import Collector, CollectReport, Policy, agents
 from agentfuse.snapshots.entries import printable
+from agentfuse.snapshots.history import History
+from agentfuse.snapshots.references import require_newest
 from agentfuse.sync.fsck import Checker
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's verbs."""
     app.command()(fsck)
+    app.command()(gc)
 
 
 def fsck(
@@ -68,3 +73,73 @@ def fsck(
             f"{len({loss.snapshot for loss in report.lost})} of {report.snapshots} snapshots",
             hint=f"agentfuse restore {agent}@N:PATH brings a path back from a snapshot where it is whole",
         )
+
+
+def gc(
+    *,
+    agent: Annotated[str | None, typer.Option("--agent", help="The agent whose garbage it is.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All agents of the store.")] = False,
+    keep_last: Annotated[
+        int, typer.Option("--keep-last", metavar="N", min=1, help="Keep the newest N snapshots.")
+    ] = 20,
+    keep_daily: Annotated[
+        int, typer.Option("--keep-daily", metavar="D", min=0, help="Keep one a day, of the last D days.")
+    ] = 30,
+    grace: Annotated[
+        str, typer.Option("--grace", metavar="TIME", help="Touch nothing that was in use within it.")
+    ] = "24h",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing; say what would go.")] = False,
+    json: options.Json = False,
+    store: options.Store = None,
+    state: options.State = None,
+    config: options.ConfigFile = None,
+) -> None:
+    """Delete old snapshots and the objects that no snapshot names any more, and say what was freed.
+
+    Kept are the newest snapshots, one a day, pinned ones, and whatever was the newest within the grace
+    period. Safe beside running mounts, and when it is killed.
+    """
+    if every == (agent is not None):
+        raise UsageError("gc needs either one agent or all", hint="give --agent A, or --all")
+    try:
+        policy = Policy(keep_last, keep_daily, parse_duration(grace))
+    except ValueError as error:
+        raise UsageError(f"--grace: {error}") from error
+    opened = open_store(options.configure(config=config, store=store, state=state).store)
+    if agent is not None:
+        parse_agent_id(agent)
+        require_newest(History(opened, agent, REGION), agent)
+    rows: list[dict[str, object]] = []
+    failures: list[AgentfuseError] = []
+    for each in agents(opened) if agent is None else [agent]:
+        try:
+            report = Collector(opened, each, REGION).run(policy, dry_run=dry_run)
+        except AgentfuseError as error:
+            if agent is not None:
+                raise
+            print_error(error)  # one agent's trouble does not keep the others' garbage
+            failures.append(error)
+            continue
+        rows.append({"agent": each, "dry_run": dry_run} | dataclasses.asdict(report))
+        if not json:
+            _tell(each, report, dry_run)
+    if json:
+        print_json(rows)
+    if failures:
+        raise typer.Exit(failures[0].exit_code)
+
+
+def _tell(agent: str, report: CollectReport, dry_run: bool) -> None:
+    would = "would delete" if dry_run else "deleted"
+    say(
+        f"{agent}: {would} {len(report.deleted_snapshots)} snapshots and {report.deleted_objects} objects, "
+        f"{format_size(report.deleted_bytes)}; kept {len(report.kept_snapshots)} snapshots and "
+        f"{report.kept_objects} objects, {format_size(report.kept_bytes)}"
+    )
+    if report.young_objects:
+        say(
+            f"{agent}: {report.young_objects} more objects, {format_size(report.young_bytes)}, are named by "
+            "no snapshot, but within the grace period"
+        )
+    if report.stopped:
+        say(f"{agent}: ran out of time; the next gc goes on")

@@ -8,7 +8,7 @@ from agentfuse.errors import IntegrityError, UsageError
 
 DIGITS = 20
 SUFFIX = ".json.gz"
-_PIN = re.compile(rf"(\d{{{DIGITS}}})\.json")
+_SMALL = re.compile(rf"(\d{{{DIGITS}}})\.json")
 _NUMBERED = re.compile(rf"(\d{{{DIGITS}}})(.*)", re.DOTALL)
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/]")
 
@@ -34,6 +34,11 @@ def check_id(kind: str, value: str) -> str:
 def object_key(agent: str, sha256: str) -> str:
     """Key of an object; ``sha256`` is the lower-case hexadecimal hash of the object's bytes."""
     return f"agents/{agent}/objects/{sha256[:2]}/{sha256}"
+
+
+def agent_prefix(agent: str) -> str:
+    """What every key of an agent starts with."""
+    return f"agents/{agent}/"
 
 
 def objects_prefix(agent: str) -> str:
@@ -80,5 +85,20 @@ def pin_key(agent: str, region: str, number: int) -> str:
 
 def pin_number(key: str) -> int | None:
     """The number of the snapshot that a pin's key names; None for a key that is no pin's."""
-    match = _PIN.fullmatch(key.rpartition("/")[2])
+    match = _SMALL.fullmatch(key.rpartition("/")[2])
     return int(match[1]) if match else None
+
+
+def collections_prefix(agent: str, region: str) -> str:
+    """What the keys of the records of a region's collections start with."""
+    return f"agents/{agent}/{region}/collections/"
+
+
+def collection_key(agent: str, region: str, number: int) -> str:
+    """Key of the record of one collection; they count from 1."""
+    return f"{collections_prefix(agent, region)}{number:0{DIGITS}d}.json"
+
+
+def collection_number(key: str) -> int | None:
+    """The number in a collection's key; None for another key."""
+    return pin_number(key)
