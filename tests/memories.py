@@ -8,10 +8,10 @@ import stat
 from pathlib import Path
 
 from agentfuse.home.index import Index
+from agentfuse.home.walk import Cursor, join, read_directory
 from agentfuse.objectstore import ObjectStore
 from agentfuse.progress import Progress, Silent
 from agentfuse.sync.engine import Memory
-from agentfuse.home.walk import Cursor, join, read_directory
 
 SILENT = Silent()
 
