@@ -81,7 +81,9 @@ class Content:
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes; fewer only at the end of the file."""
-        return os.pread(self._get(number).file.reading_fd, size, offset)
+        file = self._get(number).file
+        file.inode.answer = None  # reading moves the access time
+        return os.pread(file.reading_fd, size, offset)
 
     def write(self, number: int, offset: int, data: bytes) -> int:
         """Write what the quota has room for and return how many bytes that was.
@@ -92,6 +94,7 @@ class Content:
         handle = self._get(number)
         file = handle.file
         inode = file.inode
+        inode.answer = None
         end = offset + len(data)
         if end > file.size:
             if end > MAX_FILE_BYTES:
@@ -125,6 +128,7 @@ class Content:
     def _truncate(file: OpenFile, size: int) -> None:
         if size > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, "beyond the largest file")
+        file.inode.answer = None
         account = file.inode.account
         account.require(size - file.size, 0)
         os.ftruncate(file.writing_fd, size)

@@ -114,6 +114,7 @@ class Filesystem:
     def setattr(self, nodeid: int, change: Change) -> Entry:
         """Apply a change of attributes; what is refused leaves the size, which is tried first, as it was."""
         inode = self.inodes.get(nodeid)
+        inode.answer = None
         if change.size is not None:
             self.content.truncate(inode, change.size)
         fd, name = self._reach(inode)
@@ -246,6 +247,7 @@ class Filesystem:
             raise OSError(errno.EXDEV, "hard links do not cross regions")
         if inode.parent is None:
             raise OSError(errno.ENOENT, "the file has no name left")
+        inode.answer = None
         source_fd, directory_fd = self.inodes.two_directory_fds(inode.parent, parent)
         os.link(inode.name, name, src_dir_fd=source_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
         return self._referred(parent, name, os.stat(name, dir_fd=directory_fd, follow_symlinks=False))

@@ -15,6 +15,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pyfuse3 import EntryAttributes
+
     from agentfuse.fuse.handles import OpenFile
     from agentfuse.home.quota import Account
 
@@ -28,12 +30,14 @@ class Inode:
 
     ``parent`` and ``name`` are one name it has (None when it has none that we know), ``more_names``
     the other known ones of a hard-linked file. ``lookups`` is the kernel's reference count,
-    ``children`` counts known names below this directory, ``dir_fd`` is its descriptor or -1.
-    ``last_stat`` is set once the last name is gone; ``file`` while it is open.
+    ``children`` are the known names in this directory, ``dir_fd`` is its descriptor or -1.
+    ``last_stat`` is set once the last name is gone; ``file`` while it is open. ``answer`` is what the
+    kernel was last told of a file's attributes, None as soon as anything may have changed them.
     """
 
     __slots__ = (
         "account",
+        "answer",
         "children",
         "dir_fd",
         "file",
@@ -56,10 +60,11 @@ class Inode:
         self.name: bytes = b""
         self.more_names: set[tuple[Inode, bytes]] | None = None
         self.lookups = 0
-        self.children = 0
+        self.children: dict[bytes, Inode] | None = None
         self.dir_fd = -1
         self.file: OpenFile | None = None
         self.last_stat: os.stat_result | None = None
+        self.answer: EntryAttributes | None = None
 
 
 class InodeTable:
@@ -129,7 +134,9 @@ class InodeTable:
             if (parent, name) in inode.more_names:
                 return
             inode.more_names.add((parent, name))
-        parent.children += 1
+        if parent.children is None:
+            parent.children = {}
+        parent.children[name] = inode
 
     def remove_name(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """``parent/name`` is no name of this inode any more."""
@@ -142,7 +149,12 @@ class InodeTable:
             inode.more_names.discard((parent, name))
         else:
             return
-        parent.children -= 1
+        self._leave(parent, name, inode)
+
+    def _leave(self, parent: Inode, name: bytes, inode: Inode) -> None:
+        # While two names are exchanged, each is the other's already when it is left.
+        if parent.children is not None and parent.children.get(name) is inode:
+            del parent.children[name]
         self.drop_if_unused(parent)
 
     def move_name(self, inode: Inode, old: tuple[Inode, bytes], new: tuple[Inode, bytes]) -> None:
@@ -166,19 +178,18 @@ class InodeTable:
 
     def drop_if_unused(self, inode: Inode) -> None:
         """Let go of an inode that nobody refers to any more."""
-        if inode.lookups > 0 or inode.children > 0 or inode.file is not None or inode is self.root:
+        if inode.lookups > 0 or inode.children or inode.file is not None or inode is self.root:
             return
         if self._by_nodeid.pop(inode.nodeid, None) is None:
             return
         if self._aliases.get(inode.ino) is inode:
             del self._aliases[inode.ino]
         self._close_directory(inode)
-        parents = [inode.parent] if inode.parent is not None else []
-        parents += [parent for parent, _ in inode.more_names or ()]
+        names = [(inode.parent, inode.name)] if inode.parent is not None else []
+        names += inode.more_names or ()
         inode.parent = inode.more_names = None
-        for parent in parents:
-            parent.children -= 1
-            self.drop_if_unused(parent)
+        for parent, name in names:
+            self._leave(parent, name, inode)
 
     def locate(self, inode: Inode) -> tuple[int, bytes]:
         """(descriptor of the parent directory, name) of a name this inode has.

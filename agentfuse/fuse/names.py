@@ -40,6 +40,7 @@ def name_is_gone(
     if was_last and (inode is None or inode.file is None):
         account.add(-before.st_size if stat.S_ISREG(before.st_mode) else 0, -1)
     if inode is not None:
+        inode.answer = None
         inodes.remove_name(inode, parent, name)
         if was_last:
             inodes.bury(inode, _nameless(before))
@@ -130,6 +131,7 @@ class Rename:
         return self._inodes.find(side.st.st_ino) if side.st is not None else None
 
     def _moved(self, inode: Inode, old: Side, new: Side) -> None:
+        inode.answer = None
         self._inodes.move_name(inode, (old.parent, old.name), (new.parent, new.name))
         if self._crosses:
             self._inodes.move_charge(inode, new.account)

@@ -238,13 +238,17 @@ class Operations(pyfuse3.Operations):
                 return
         for name in listing.names[position - 2 :]:
             position += 1
-            entry = self._fs.peek(listing, name)
-            if entry is None:
-                continue
-            if not pyfuse3.readdir_reply(token, name, attributes(*entry), position):
-                self._inodes.drop_if_unused(entry[0])
+            child = (listing.inode.children or {}).get(name)
+            answer = child.answer if child is not None else None
+            if child is None or answer is None:
+                entry = self._fs.peek(listing, name)
+                if entry is None:
+                    continue
+                child, answer = entry[0], attributes(*entry)
+            if not pyfuse3.readdir_reply(token, name, answer, position):
+                self._inodes.drop_if_unused(child)
                 return
-            entry[0].lookups += 1
+            child.lookups += 1
 
     def _dot(self, inode: Inode, name: bytes) -> EntryAttributes:
         if name == b".." and inode.parent is not None:
@@ -268,7 +272,7 @@ class Operations(pyfuse3.Operations):
 
 
 def attributes(inode: Inode, st: os.stat_result) -> EntryAttributes:
-    """What the kernel is told of an inode."""
+    """What the kernel is told of an inode. Kept with it, unless it is a directory or nameless."""
     entry = EntryAttributes()
     entry.st_ino = inode.nodeid
     entry.entry_timeout = FOREVER_S
@@ -286,6 +290,8 @@ def attributes(inode: Inode, st: os.stat_result) -> EntryAttributes:
     entry.st_atime_ns = st.st_atime_ns
     entry.st_mtime_ns = st.st_mtime_ns
     entry.st_ctime_ns = st.st_ctime_ns
+    if not stat.S_ISDIR(mode) and inode.last_stat is None:
+        inode.answer = entry
     return entry
 
 

@@ -50,7 +50,9 @@ class Xattrs:
         # The xattr calls take neither a directory descriptor nor an O_PATH one; /proc bridges that.
         if not self._enabled:
             raise OSError(errno.ENOSYS, "extended attributes are off")
-        directory_fd, name = self._inodes.locate(self._inodes.get(nodeid))
+        inode = self._inodes.get(nodeid)
+        inode.answer = None
+        directory_fd, name = self._inodes.locate(inode)
         return b"/proc/self/fd/%d/%s" % (directory_fd, name)
 
     @staticmethod
