@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote
 
 import trio
 
@@ -30,6 +31,7 @@ from agentfuse.errors import (
     EnvironmentProblem,
     MountError,
     UnflushedError,
+    UsageError,
 )
 from agentfuse.fuse.session import Session, SessionOptions, mounted, widen_read_ahead
 from agentfuse.home.tree import Home, now
@@ -49,6 +51,9 @@ class MountSpec:
     ephemeral: bool
 
 
+HELD_ELSEWHERE_S = 2.0
+"""How long after an unmount the kernel may take before somebody else must be holding the mount."""
+
 OnReady = Callable[[dict[str, object]], None]
 
 
@@ -61,6 +66,9 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
     _prepare_process()
     registry = open_registry(os.environ)
     mountpoint = resolve_mountpoint(spec.mountpoint)
+    _refuse_inside(mountpoint, {"state directory": config.state, "runtime directory": registry.runtime})
+    if config.store.startswith("file://"):
+        _refuse_inside(mountpoint, {"object store": Path(unquote(config.store.removeprefix("file://")))})
     lock = registry.lock(mountpoint)
     try:
         mountpoints.require_fuse()
@@ -84,7 +92,6 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
                 if not mount.was_mounted and not keeper.resumed:
                     keeper.end()  # nobody has written anything
                 raise mount.failure
-            keeper.end()
     finally:
         registry.withdraw(mountpoint)
         lock.release()
@@ -108,6 +115,8 @@ class Mount:
         self.was_mounted = False
         self._state = "starting"
         self._live = trio.Event()
+        self._ended = trio.Event()
+        self._minor = -1
         self._started_at = now()
         self._listeners: set[trio.MemorySendChannel[dict[str, object]]] = set()
         self._flushing = trio.CancelScope()
@@ -148,6 +157,13 @@ class Mount:
         try:
             if self._state == "live":
                 await self._detach(lazy=lazy)
+                with trio.move_on_after(HELD_ELSEWHERE_S):
+                    await self._ended.wait()
+                if not self._ended.is_set():
+                    yield {
+                        "say": "unmounted here, but another mount namespace (a sandbox, a container) still "
+                        "holds it: waiting for that to end; `agentfuse umount --lazy` does not wait"
+                    }
             async for line in receive:
                 yield line
         finally:
@@ -165,7 +181,7 @@ class Mount:
 
     async def _serve(self, nursery: trio.Nursery, on_ready: OnReady) -> None:
         path = self._spec.mountpoint
-        minor = mounts_at(path)[-1].minor
+        minor = self._minor = mounts_at(path)[-1].minor
         try:
             async with trio.open_nursery() as serving:
                 serving.start_soon(self._run_session)
@@ -179,6 +195,7 @@ class Mount:
                 self._registry.publish(self._registered())
                 on_ready(self.status())
         finally:
+            self._ended.set()
             # After an unmount it is gone; after anything else it would stay behind as a dead mount.
             with trio.CancelScope(shield=True):
                 if any(entry.is_ours and entry.minor == minor for entry in mounts_at(path)):
@@ -194,7 +211,7 @@ class Mount:
         self._keeper.report_to(_Listening(self._reporter, self._tell_from_thread))
         try:
             with self._flushing:
-                await trio.to_thread.run_sync(self._keeper.flush, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(self._finish, abandon_on_cancel=True)
             if self._flushing.cancelled_caught:
                 raise UnflushedError(
                     f"the flush was interrupted: the memory of this run is in {self._keeper.home.tree}",
@@ -208,6 +225,10 @@ class Mount:
             for listener in list(self._listeners):
                 listener.close()
 
+    def _finish(self) -> None:
+        self._keeper.flush()
+        self._keeper.end()
+
     async def _detach(self, *, lazy: bool) -> None:
         path = self._spec.mountpoint
 
@@ -216,10 +237,18 @@ class Mount:
                 mountpoints.write_back(path)
             mountpoints.detach(path, lazy=lazy)
 
-        self._reporter.say(f"unmounting {path}")
-        await trio.to_thread.run_sync(detach, limiter=self._detach_limiter)
+        if self._is_on_path():
+            self._reporter.say(f"unmounting {path}")
+            await trio.to_thread.run_sync(detach, limiter=self._detach_limiter)
+        elif lazy:
+            log.warning("%s was detached by somebody else: mapped pages still unwritten are lost", path)
         if lazy:
             self._session.stop()
+
+    def _is_on_path(self) -> bool:
+        """Whether what is mounted at the path is this very mount: somebody may have taken it away."""
+        found = mounts_at(self._spec.mountpoint)
+        return bool(found) and found[-1].is_ours and found[-1].minor == self._minor
 
     async def _watch_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -299,6 +328,13 @@ def _prepare_process() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def _refuse_inside(mountpoint: Path, ours: dict[str, Path]) -> None:
+    """What the daemon itself needs must not be below its own mount: it would wait for itself."""
+    for what, path in ours.items():
+        if Path(os.path.realpath(path)).is_relative_to(mountpoint):
+            raise UsageError(f"the {what} {path} is below the mountpoint {mountpoint}", hint="choose another")
 
 
 def _make_directory(path: Path) -> None:

@@ -15,8 +15,9 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from agentfuse.control.liveness import liveness
 from agentfuse.control.mountinfo import mounts_at
-from agentfuse.errors import EnvironmentProblem, MountError
+from agentfuse.errors import BusyError, EnvironmentProblem, MountError
 
 CLOSED_MODE = 0o555
 _MNT_DETACH = 2
@@ -137,6 +138,11 @@ def _detach_stale(mountpoint: Path) -> bool:
             hint=f"umount {mountpoint}, or give another directory",
         )
     ours = [entry for entry in found if entry.is_ours]
+    if ours and (state := liveness(mountpoint)) != "dead":
+        raise BusyError(
+            f"{mountpoint} is already mounted by a daemon that is {state}",
+            hint=f"end that one first: agentfuse umount {mountpoint}",
+        )
     for _ in ours:  # they stack
         detach(mountpoint, lazy=True)
     return bool(ours)

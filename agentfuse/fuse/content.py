@@ -40,8 +40,7 @@ class Content:
             file.open(directory_fd, name, access)
             file.size = os.fstat(file.fd).st_size
         elif not file.allows(access):
-            directory_fd, name = self._inodes.locate(inode)
-            file.open(directory_fd, name, access)
+            self._widen(file, access)
         if flags & os.O_TRUNC:
             try:
                 self._truncate(file, 0)
@@ -114,15 +113,22 @@ class Content:
         if inode.file is not None and inode.file.allows(os.O_WRONLY):
             self._truncate(inode.file, size)
             return
-        directory_fd, name = self._inodes.locate(inode)
         file = inode.file or OpenFile(inode)
-        file.open(directory_fd, name, os.O_WRONLY)
+        self._widen(file, os.O_WRONLY)
         try:
             file.size = os.fstat(file.fd).st_size
             self._truncate(file, size)
         finally:
             if file.openers == 0:
                 file.close()
+
+    def _widen(self, file: OpenFile, access: int) -> None:
+        """Open the backing file for more; through the descriptor it has when it has no name any more."""
+        if file.inode.parent is None and file.fd >= 0:
+            file.reopen(access)
+        else:
+            directory_fd, name = self._inodes.locate(file.inode)
+            file.open(directory_fd, name, access)
 
     @staticmethod
     def _truncate(file: OpenFile, size: int) -> None:

@@ -77,6 +77,16 @@ class OpenFile:
             if self._reading_fd < 0:
                 self._reading_fd = self._writing_fd
 
+    def reopen(self, access: int) -> None:
+        """Make sure of a descriptor that allows ``access`` to a file that is open and has no name."""
+        if self.allows(access):
+            return
+        fd = os.open(f"/proc/self/fd/{self.fd}", (access and os.O_RDWR) | os.O_CLOEXEC)
+        if access == os.O_RDONLY:
+            self._reading_fd = fd
+        else:
+            self._writing_fd = fd
+
     def close(self) -> None:
         """Close the backing descriptors."""
         for fd in {self._reading_fd, self._writing_fd} - {-1}:

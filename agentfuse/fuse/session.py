@@ -70,7 +70,7 @@ class Session:
 
     async def run(self) -> None:
         """Answer the kernel until the home is unmounted or ``stop`` is called."""
-        await pyfuse3.main(min_tasks=1, max_tasks=20)
+        await pyfuse3.main(min_tasks=1, max_tasks=256)
 
     def stop(self) -> None:
         """Stop answering: whoever still holds files of the home gets ENOTCONN. Late calls do nothing."""

@@ -65,6 +65,8 @@ class Home:
             return msgspec.json.decode(path.read_bytes(), type=HomeRecord)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot read {path}: {os.strerror(error.errno or 0)}") from error
         except msgspec.DecodeError as error:
             raise IntegrityError(
                 f"{path}: not a home's record: {error}",
@@ -110,7 +112,8 @@ class Home:
 def list_homes(state: Path) -> list[Home]:
     """Every home of a state directory, whatever its status."""
     try:
-        names = sorted(os.listdir(state / "homes"))
+        with os.scandir(state / "homes") as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     except FileNotFoundError:
         return []
     return [Home(state, name) for name in names]

@@ -23,7 +23,7 @@ __all__ = [
 _LOCAL = "file:///absolute/path"
 
 
-def open_store(url: str) -> ObjectStore:
+def open_store(url: str, *, is_known: bool = False) -> ObjectStore:
     """The object store of a URL. Nothing is read or written yet: :func:`probe` does that.
 
     Raises ``UsageError`` for a scheme there is none of, for a malformed URL, and for one that holds
@@ -47,4 +47,4 @@ def open_store(url: str) -> ObjectStore:
         raise UsageError(f"store {url!r}: malformed", hint=f"a local store is written {_LOCAL}")
     from agentfuse.objectstore.local import LocalStore  # noqa: PLC0415
 
-    return LocalStore(Path(os.path.normpath(path)))
+    return LocalStore(Path(os.path.normpath(path)), is_known=is_known)

@@ -44,11 +44,11 @@ class LocalStore:
     raises ``StoreError`` on every call: what it held is unknown, not absent.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, is_known: bool = False) -> None:
         self._root = root
         self._marker = os.path.join(root, MARKER)
         self._lock = threading.Lock()
-        self._was_store = False
+        self._was_store = is_known
 
     @property
     def url(self) -> str:
@@ -138,7 +138,8 @@ class LocalStore:
         if self._was_store:
             raise StoreError(
                 f"object store {self._root}: it was there and is gone ({MARKER} is missing)",
-                hint="mount its disk or put its directory back, then try again",
+                hint="mount its disk or put its directory back, then try again; "
+                "to begin a new one on purpose, first remove stores/ in the state directory",
             )
         raise StoreError(
             f"object store {self._root}: the directory holds files but is no agentfuse store",

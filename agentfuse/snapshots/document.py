@@ -31,6 +31,9 @@ _GZIP = 31  # zlib's number for the gzip container, with a CRC of its own and no
 Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX)]
 Hash = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Mode = Annotated[str, msgspec.Meta(pattern=r"\A[0-7]{4}\Z")]
+MAX_TIME_NS = 10**21 - 1
+"""The latest time, and before 1970 the earliest, that an entry may have: 12 digits of seconds."""
+
 Time = Annotated[str, msgspec.Meta(pattern=r"\A-?[0-9]{1,12}\.[0-9]{9}\Z")]
 
 

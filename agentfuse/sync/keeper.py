@@ -7,6 +7,7 @@ home needs no mount.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ from agentfuse.config import Config, format_size
 from agentfuse.errors import AgentfuseError, BusyError, EnvironmentProblem, UnflushedError, UsageError
 from agentfuse.home.index import Index
 from agentfuse.home.quota import Ledger
-from agentfuse.home.tree import Home, HomeRecord, Status, list_homes, now, take_stock
+from agentfuse.home.tree import Home, HomeRecord, Status, list_homes, now, take_stock, write_durably
 from agentfuse.home.walk import clear_tree
-from agentfuse.objectstore import open_store, probe
+from agentfuse.objectstore import ObjectStore, open_store, probe
 from agentfuse.progress import Reporter
 from agentfuse.regions import Region, Scope
 from agentfuse.snapshots.entries import printable
@@ -50,7 +51,8 @@ class HomeKeeper:
 
     def open(self) -> None:
         """Bring the home to where it can be mounted: laid out, restored, its use counted."""
-        probe(open_store(self.config.store))
+        probe(self._store(self.config.store))
+        self._remember_store()
         self._remove_expired()
         self._finish_others()
         record = self._own_record()
@@ -189,7 +191,7 @@ class HomeKeeper:
         index = Index(home.index_of(region.name))
         try:
             yield Memory(
-                store=open_store(record.store if record.status == "live" else self.config.store),
+                store=self._store(record.store if record.status == "live" else self.config.store),
                 agent=record.agent,
                 execution=record.execution,
                 root=home.tree / region.name,
@@ -199,6 +201,19 @@ class HomeKeeper:
             )
         finally:
             index.close()
+
+    def _store(self, url: str) -> ObjectStore:
+        """The store; one that this host has used must still be there: vanished is not empty."""
+        return open_store(url, is_known=self._memo_of_store(url).exists())
+
+    def _remember_store(self) -> None:
+        memo = self._memo_of_store(self.config.store)
+        if not memo.exists():
+            memo.parent.mkdir(mode=0o700, exist_ok=True)
+            write_durably(memo, self.config.store.encode() + b"\n")
+
+    def _memo_of_store(self, url: str) -> Path:
+        return self.config.state / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
     def _write(self, **changes: object) -> None:
         self.home.write_record(msgspec.structs.replace(self._record, **changes))

@@ -17,7 +17,7 @@ import msgspec
 
 from agentfuse.errors import AgentfuseError
 from agentfuse.home.walk import Cursor, changed_meanwhile, join, local_disk, read_directory
-from agentfuse.snapshots.document import MAX_DOCUMENT_BYTES
+from agentfuse.snapshots.document import MAX_DOCUMENT_BYTES, MAX_TIME_NS
 from agentfuse.snapshots.entries import Entry, Kind, is_kept_xattr
 from agentfuse.sync.reports import Meter
 
@@ -213,12 +213,17 @@ def _entry(
         path=path,
         type=kind,
         mode=stat.S_IMODE(found.st_mode),
-        mtime_ns=found.st_mtime_ns,
+        mtime_ns=_kept_time(found.st_mtime_ns),
         size=size,
         sha256=sha256,
         target=target,
         xattrs=xattrs,
     )
+
+
+def _kept_time(ns: int) -> int:
+    """A time as a document can hold it: some filesystems keep times of 13 and more digits of seconds."""
+    return max(-MAX_TIME_NS, min(MAX_TIME_NS, ns))
 
 
 def _print(found: os.stat_result) -> Print:

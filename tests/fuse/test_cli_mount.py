@@ -363,3 +363,34 @@ def test_mount_options_do_what_they_say(host: Host) -> None:
         os.mknod(host.home / "workspace/null", 0o20666, os.makedev(1, 3))
     os.setxattr(host.home / "workspace", "user.x", b"1")
     assert os.getxattr(host.home / "workspace", "user.x") == b"1"
+
+
+def test_a_mount_that_another_registry_knows_is_not_taken_for_dead(host: Host) -> None:
+    assert host.run("mount", host.home, "--agent", "a", "--background").returncode == 0
+    own = host.environment["AGENTFUSE_RUNTIME_DIR"]
+    host.environment["AGENTFUSE_RUNTIME_DIR"] = str(host.base / "other-runtime")
+    done = host.run("mount", host.home, "--agent", "b", "--background")
+    host.environment["AGENTFUSE_RUNTIME_DIR"] = own
+    assert done.returncode == 75
+    assert "already mounted by a daemon that is live" in done.stderr
+    assert host.run("umount", host.home).returncode == 0
+
+
+def test_what_the_daemon_needs_may_not_lie_below_its_mount(host: Host) -> None:
+    done = host.run("mount", host.home, "--agent", "a", "--state", host.home / "state", "--background")
+    assert done.returncode == 2
+    assert "is below the mountpoint" in done.stderr
+
+
+def test_an_unmount_says_that_another_namespace_still_holds_the_mount(host: Host) -> None:
+    assert host.run("mount", host.home, "--agent", "a", "--background").returncode == 0
+    command = ["unshare", "--mount", "sh", "-c", "echo there; exec sleep 300"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"there\n"
+        waiting = host.start("umount", host.home)
+        assert waiting.stdout is not None
+        while "another mount namespace" not in (line := waiting.stdout.readline()):
+            assert line
+        holder.kill()
+        assert waiting.wait(60) == 0

@@ -392,3 +392,38 @@ def test_use_is_counted_afresh_from_the_tree(kernel: Kernel) -> None:
     use = {account.name: (account.bytes_used, account.files_used) for account in fresh.accounts()}
     assert use == {"shared": (0, 0), "workspace": (100, 3), LOOSE: (5, 1)}
     kernel.check_books()
+
+
+def test_an_unlinked_open_file_can_be_opened_for_more_and_truncated(kernel: Kernel) -> None:
+    nodeid = kernel.write_file("shared/a", b"hello")
+    inode = kernel.inodes.get(nodeid)
+    reader = kernel.fs.content.open(inode, os.O_RDONLY)
+    kernel.unlink("shared/a")
+    writer = kernel.fs.content.open(inode, os.O_RDWR)  # as through /proc/self/fd
+    kernel.fs.content.write(writer, 5, b" world")
+    kernel.fs.setattr(nodeid, Change(size=8))
+    assert kernel.fs.content.read(reader, 0, 100) == b"hello wo"
+    kernel.fs.content.release(writer)
+    kernel.fs.content.release(reader)
+    kernel.check_books()
+
+
+def test_a_listing_tells_what_changed_since_it_was_last_told(kernel: Kernel) -> None:
+    from agentfuse.fuse.operations import attributes  # noqa: PLC0415  the only test here that speaks FUSE
+
+    nodeid = kernel.write_file("workspace/f", b"x")
+    inode = kernel.inodes.get(nodeid)
+    changes = [
+        lambda: kernel.fs.setattr(nodeid, Change(mode=0o600)),
+        lambda: kernel.fs.setattr(nodeid, Change(size=3)),
+        lambda: kernel.fs.link(nodeid, *kernel.split("workspace/g")),
+        lambda: kernel.rename("workspace/f", "workspace/h"),
+        lambda: kernel.unlink("workspace/g"),
+        lambda: kernel.fs.content.release(kernel.fs.content.open(inode, os.O_RDWR | os.O_TRUNC)),
+        lambda: kernel.fs.content.write(kernel.fs.content.open(inode, os.O_RDWR), 0, b"more"),
+    ]
+    for change in changes:
+        told = attributes(*kernel.fs.getattr(nodeid))
+        assert inode.answer is told
+        change()
+        assert inode.answer is None
