@@ -48,7 +48,8 @@ class LocalStore:
         self._root = root
         self._marker = os.path.join(root, MARKER)
         self._lock = threading.Lock()
-        self._was_store = is_known
+        self._is_known = is_known  # whether its absence is a loss
+        self._was_store = False
 
     @property
     def url(self) -> str:
@@ -131,11 +132,11 @@ class LocalStore:
             if os.path.lexists(self._marker):
                 if not self._was_store:
                     self._check_format()
-                self._was_store = True
+                self._was_store = self._is_known = True
                 return True
-            if not self._was_store and (not self._holds_anything() or os.path.lexists(self._marker)):
+            if not self._is_known and (not self._holds_anything() or os.path.lexists(self._marker)):
                 return False
-        if self._was_store:
+        if self._is_known:
             raise StoreError(
                 f"object store {self._root}: it was there and is gone ({MARKER} is missing)",
                 hint="mount its disk or put its directory back, then try again; "
@@ -175,7 +176,7 @@ class LocalStore:
                     _link(temporary, self._marker)
                 _sync_directory(self._root)
                 _sync_directory(os.path.dirname(self._root))
-            self._was_store = True
+            self._was_store = self._is_known = True
 
     @contextmanager
     def _reading(self, key: str) -> Iterator[None]:
