@@ -128,15 +128,16 @@ class LocalStore:
 
     def _is_store(self) -> bool:
         """Whether the directory is a store. False: a new one. Raises when it is neither, or no longer."""
+        is_known = self._is_known  # before the look: another thread may be making the store right now
         with _failing("open", self._root):
             if os.path.lexists(self._marker):
                 if not self._was_store:
                     self._check_format()
                 self._was_store = self._is_known = True
                 return True
-            if not self._is_known and (not self._holds_anything() or os.path.lexists(self._marker)):
+            if not is_known and (not self._holds_anything() or os.path.lexists(self._marker)):
                 return False
-        if self._is_known:
+        if is_known:
             raise StoreError(
                 f"object store {self._root}: it was there and is gone ({MARKER} is missing)",
                 hint="mount its disk or put its directory back, then try again; "
