@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from agentfuse.errors import ConfigError, UsageError
-from agentfuse.regions import DEFAULT_REGIONS, Region, Scope
+from agentfuse.regions import DEFAULT_REGIONS, LOOSE, Region, Scope, SyncPolicy
 
 DEFAULT_PATH = Path("/etc/agentfuse/config.toml")
 MOUNT_OPTIONS = ("dev", "suid", "noexec")
@@ -28,6 +28,7 @@ MOUNT_OPTIONS = ("dev", "suid", "noexec")
 
 _MAX_FILE_BYTES = 1024 * 1024
 _MAX_QUOTA = 2**60
+_MIN_INTERVAL_S = 0.1
 _MAX_ID = 2**32 - 2  # (uid_t) -1 means "leave as it is" to chown
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -49,6 +50,11 @@ class Config:
     ``store`` is the object store's URL, ``state`` an absolute path. ``owner`` is the agent's uid and
     gid. ``keep_ended_s`` says how long an ended home stays on this host. ``regions`` holds the
     default ones, adjusted, then the additional ones.
+
+    ``sync_delay_s``: a file closed after writing is in the store so much later at most, and in a snapshot
+    ``checkpoint_interval_s`` later. ``flush_timeout_s``: how long an unmount tries to reach the store
+    before it leaves the home for later. ``cache_bytes``: what contents of the store may take on this
+    host's disk, 0 for no cache.
     """
 
     store: str
@@ -58,6 +64,10 @@ class Config:
     xattrs: bool
     keep_ended_s: float
     mount_options: tuple[str, ...]
+    sync_delay_s: float
+    checkpoint_interval_s: float
+    flush_timeout_s: float
+    cache_bytes: int
 
 
 def load_config(path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
@@ -112,6 +122,14 @@ def parse_duration(value: object) -> float:
     if match is None:
         raise ValueError(f'{_shown(value)} is not a duration; write it like "24h", "30m" or "5s"')
     return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def parse_interval(value: object) -> float:
+    """As :func:`parse_duration`, 100 ms at least: below it the store would hear of nothing else."""
+    seconds = parse_duration(value)
+    if seconds < _MIN_INTERVAL_S:
+        raise ValueError(f'{_shown(value)} is too short; write "{_MIN_INTERVAL_S * 1000:g}ms" or more')
+    return seconds
 
 
 def format_size(size_bytes: int) -> str:
@@ -218,6 +236,13 @@ def _scope(value: object) -> Scope:
     )
 
 
+def _sync(value: object) -> SyncPolicy:
+    try:
+        return SyncPolicy(value)  # type: ignore[arg-type]  # that is what is being found out
+    except ValueError:
+        raise ValueError(f'{_shown(value)} is not one of "never", "at_end" and "continuous"') from None
+
+
 _TOP: dict[str, Callable[[object], Any]] = {
     "store": _store,
     "state": _state,
@@ -225,6 +250,10 @@ _TOP: dict[str, Callable[[object], Any]] = {
     "xattrs": _yes_no,
     "keep_ended": parse_duration,
     "mount_options": _mount_options,
+    "sync_delay": parse_interval,
+    "checkpoint_interval": parse_interval,
+    "flush_timeout": parse_duration,
+    "cache_size": parse_size,
 }
 # A region's keys: how to read each, and the field of Region that it sets.
 _REGION: dict[str, tuple[Callable[[object], Any], str]] = {
@@ -233,6 +262,7 @@ _REGION: dict[str, tuple[Callable[[object], Any], str]] = {
     "mode": (_mode, "mode"),
     "notify": (_yes_no, "notify"),
     "scope": (_scope, "scope"),
+    "sync": (_sync, "sync"),
 }
 
 
@@ -279,6 +309,10 @@ class _Reading:
             xattrs=self.values.get("xattrs", False),
             keep_ended_s=self.values.get("keep_ended", 24 * 3600.0),
             mount_options=self.values.get("mount_options", ()),
+            sync_delay_s=self.values.get("sync_delay", 5.0),
+            checkpoint_interval_s=self.values.get("checkpoint_interval", 15.0),
+            flush_timeout_s=self.values.get("flush_timeout", 60.0),
+            cache_bytes=self.values.get("cache_size", 1024**3),
         )
 
     def _default_state(self, environ: Mapping[str, str]) -> Path | None:
@@ -335,6 +369,8 @@ class _Reading:
                     self.problems.append(f"{at}: there is no such key; {_did_you_mean(key, list(_REGION))}")
                 elif key == "scope" and name in _DEFAULT_NAMES:
                     self.problems.append(f"{at}: the scope of a default region is fixed; remove the line")
+                elif key == "sync" and name in _ALWAYS:
+                    self.problems.append(f"{at}: {_ALWAYS[name]}; remove the line")
                 else:
                     parse, attribute = _REGION[key]
                     parsed = self._note(at, lambda parse=parse, value=value: parse(value))  # type: ignore[misc]
@@ -380,6 +416,10 @@ class _Reading:
         return f"{self.path}:{self.lines[known]}: {shown}" if known else f"{self.path}: {shown}"
 
 
+_ALWAYS = {
+    "shared": "the agent's memory is always synced continuously",
+    LOOSE: "what lies loose in a home is scratch and never synced",
+}
 _DEFAULT_NAMES = tuple(region.name for region in DEFAULT_REGIONS)
 
 

@@ -23,6 +23,14 @@ class Scope(enum.StrEnum):
     EXECUTION = "execution"
 
 
+class SyncPolicy(enum.StrEnum):
+    """When a region goes to the object store: never, once at the end, or during the run as well."""
+
+    NEVER = "never"
+    AT_END = "at_end"
+    CONTINUOUS = "continuous"
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """One region of a home.
@@ -30,7 +38,8 @@ class Region:
     ``bytes_quota`` counts logical sizes of regular files, ``files_quota`` counts inodes that have
     a name (files, directories, symlinks, ...), the region's own root not included.
     ``mode`` is that of the region's root; ``root_only`` regions belong to the daemon's user,
-    the others to the agent.
+    the others to the agent. ``sync``: an agent's region is always synced continuously, since that is
+    what it is for.
     """
 
     name: str
@@ -40,6 +49,7 @@ class Region:
     notify: bool = False
     mode: int = 0o755
     root_only: bool = False
+    sync: SyncPolicy = SyncPolicy.NEVER
 
     @property
     def is_loose(self) -> bool:
@@ -48,7 +58,7 @@ class Region:
 
 
 DEFAULT_REGIONS: tuple[Region, ...] = (
-    Region("shared", Scope.AGENT, 50 * MiB, 50_000),
+    Region("shared", Scope.AGENT, 50 * MiB, 50_000, sync=SyncPolicy.CONTINUOUS),
     Region("workspace", Scope.EXECUTION, 500 * MiB, 500_000),
     Region("downloads", Scope.EXECUTION, 500 * MiB, 50_000, notify=True),
     Region("uploads", Scope.EXECUTION, 200 * MiB, 50_000, notify=True),

@@ -11,7 +11,7 @@ from itertools import islice
 from agentfuse.errors import IntegrityError, StoreError
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.snapshots.document import Snapshot, decode, encode
-from agentfuse.snapshots.layout import check_id, snapshot_key, snapshot_number, snapshots_prefix
+from agentfuse.snapshots.layout import check_id, check_region, snapshot_key, snapshot_number, snapshots_prefix
 
 _PAGE = 1000  # how many keys one list request brings at least
 
@@ -22,7 +22,7 @@ class History:
     def __init__(self, store: ObjectStore, agent: str, region: str) -> None:
         self._store = store
         self._agent = check_id("agent", agent)
-        self._region = check_id("region", region)
+        self._region = check_region(region)
         self._known = 0
 
     @property

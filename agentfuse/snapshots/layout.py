@@ -46,8 +46,20 @@ def objects_prefix(agent: str) -> str:
     return f"agents/{agent}/objects/"
 
 
+def execution_region(execution: str, region: str) -> str:
+    """What stands for the region in the keys of a region that belongs to one execution of the agent."""
+    return f"executions/{check_id('execution', execution)}/{check_id('region', region)}"
+
+
+def check_region(region: str) -> str:
+    """Return a region's place below its agent: a name, or what :func:`execution_region` gives."""
+    for part in region.split("/"):
+        check_id("region", part)
+    return region
+
+
 def snapshots_prefix(agent: str, region: str) -> str:
-    """What the keys of a region's snapshots start with."""
+    """What the keys of a region's snapshots start with; ``region`` as :func:`check_region` takes it."""
     return f"agents/{agent}/{region}/snapshots/"
 
 

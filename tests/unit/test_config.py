@@ -21,7 +21,7 @@ from agentfuse.config import (
     parse_size,
 )
 from agentfuse.errors import ConfigError, UsageError
-from agentfuse.regions import DEFAULT_REGIONS, Region, Scope
+from agentfuse.regions import DEFAULT_REGIONS, Region, Scope, SyncPolicy
 
 EXAMPLE = Path(__file__).parents[2] / "docs/config.example.toml"
 
@@ -55,6 +55,11 @@ def test_without_any_source_the_defaults_are_sound() -> None:
     assert settings.regions == DEFAULT_REGIONS
     assert settings.store == (settings.state / "store").as_uri()
     assert (settings.xattrs, settings.keep_ended_s, settings.mount_options) == (False, 86400.0, ())
+    assert (settings.sync_delay_s, settings.checkpoint_interval_s, settings.flush_timeout_s) == (5, 15, 60)
+    assert settings.cache_bytes == 1024**3
+    assert {region.name: region.sync.value for region in settings.regions if region.sync != "never"} == {
+        "shared": "continuous"
+    }
 
 
 def test_the_example_says_exactly_the_defaults() -> None:
@@ -94,7 +99,7 @@ def test_regions_are_adjusted_and_added(tmp_path: Path) -> None:
     )
     regions = {region.name: region for region in settings.regions}
     assert list(regions) == [*(region.name for region in DEFAULT_REGIONS), "big-data"]
-    assert regions["shared"] == Region("shared", Scope.AGENT, 3 * 2**29, 7)
+    assert regions["shared"] == Region("shared", Scope.AGENT, 3 * 2**29, 7, sync=SyncPolicy.CONTINUOUS)
     assert regions["home"].mode == 0o750
     assert regions["big-data"] == Region("big-data", Scope.EXECUTION, 1000, 50_000, notify=True)
 
@@ -166,7 +171,20 @@ def test_a_hostile_file_is_one_clear_mistake(tmp_path: Path, text: bytes) -> Non
 
 
 @pytest.mark.parametrize(
-    "key", ["store", "state", "owner", "xattrs", "keep_ended", "mount_options", "regions"]
+    "key",
+    [
+        "store",
+        "state",
+        "owner",
+        "xattrs",
+        "keep_ended",
+        "mount_options",
+        "sync_delay",
+        "checkpoint_interval",
+        "flush_timeout",
+        "cache_size",
+        "regions",
+    ],
 )
 @pytest.mark.parametrize("value", ["-1", "1.5", '""', '"\\u001b[2J"', "[1]", "{a = 1}", "1979-05-27", "nan"])
 def test_no_wrong_type_gets_through(tmp_path: Path, key: str, value: str) -> None:
@@ -266,3 +284,24 @@ def test_bad_ids_are_refused_with_the_rule(text: str) -> None:
         assert caught.value.message.isprintable()
         assert len(caught.value.message) < 120
         assert "1 to 128 letters, digits" in caught.value.hint
+
+
+def test_a_region_of_the_execution_can_be_kept_but_memory_always_is_and_scratch_never(tmp_path: Path) -> None:
+    settings = load(tmp_path, '[regions.workspace]\nsync = "at_end"\n')
+    assert {r.name: r.sync for r in settings.regions}["workspace"] is SyncPolicy.AT_END
+    with pytest.raises(ConfigError) as caught:
+        load(
+            tmp_path,
+            '[regions.shared]\nsync = "never"\n[regions.home]\nsync = "at_end"\n'
+            '[regions.debug]\nsync = "yes"\n',
+        )
+    problems = "\n".join(caught.value.problems)
+    assert "regions.shared.sync: the agent's memory is always synced continuously" in problems
+    assert "regions.home.sync: what lies loose in a home is scratch" in problems
+    assert "regions.debug.sync" in problems
+    assert '"never", "at_end" and "continuous"' in problems
+
+
+def test_an_interval_that_would_never_let_the_store_rest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='sync_delay: "1ms" is too short; write "100ms" or more'):
+        load(tmp_path, 'sync_delay = "1ms"\n')
