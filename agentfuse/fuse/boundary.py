@@ -5,12 +5,14 @@ pyfuse3 ends the whole session when a handler raises anything but FUSEError, so 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+import trio
 from pyfuse3 import FUSEError
 
 from agentfuse.errors import AgentfuseError
@@ -21,13 +23,42 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class CountsRequests(Protocol):
+class Gate:
+    """Where requests that change the home wait while it must stand still. The trio thread's alone."""
+
+    def __init__(self) -> None:
+        self._opened: trio.Event | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether who wants to change anything has to wait."""
+        return self._opened is not None
+
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Nothing changes while this is held, by one holder at a time."""
+        assert self._opened is None
+        opened = self._opened = trio.Event()
+        try:
+            yield
+        finally:
+            self._opened = None
+            opened.set()
+
+    async def passed(self) -> None:
+        """Wait until it is open; the caller then acts without a checkpoint in between."""
+        while self._opened is not None:
+            await self._opened.wait()
+
+
+class Handles(Protocol):
     """Whose handlers these are: ``requests`` counts them by the kernel's name of the operation."""
 
     requests: dict[str, int]
+    gate: Gate
 
 
-S = TypeVar("S", bound=CountsRequests)
+S = TypeVar("S", bound=Handles)
 
 
 def to_fuse_error(error: Exception, operation: str) -> FUSEError:
@@ -54,6 +85,25 @@ def handler(
     async def handle(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self.requests[operation] += 1
         try:
+            return function(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001  # the edge: every error is answered
+            raise to_fuse_error(error, operation) from None
+
+    functools.update_wrapper(handle, function)
+    return handle
+
+
+def changing_handler(
+    function: Callable[Concatenate[S, P], R],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """As ``handler``, of a function that changes the home: it waits at the gate first."""
+    operation = function.__name__
+
+    async def handle(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.requests[operation] += 1
+        try:
+            if self.gate.is_closed:
+                await self.gate.passed()
             return function(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001  # the edge: every error is answered
             raise to_fuse_error(error, operation) from None

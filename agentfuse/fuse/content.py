@@ -54,6 +54,7 @@ class Content:
         """The handle of the first opener of a file that was just created as ``fd``, empty."""
         file = OpenFile(inode)
         file.adopt(fd)
+        self._note_change(file)
         return self._opened(file, flags)
 
     def _opened(self, file: OpenFile, flags: int) -> int:
@@ -69,6 +70,8 @@ class Content:
         file = self._get(number).file
         del self._handles[number]
         file.openers -= 1
+        if file.is_changed and file.inode.account.changes is not None:
+            file.inode.account.changes.note_complete()
         if file.openers > 0:
             return
         inode = file.inode
@@ -104,6 +107,7 @@ class Content:
         if end > file.size:
             inode.account.bytes_used += end - file.size
             file.size = end
+        self._note_change(file)
         if inode.mode & _SET_ID:
             drop_set_id(file.writing_fd, inode)
         return written
@@ -131,7 +135,13 @@ class Content:
             file.open(directory_fd, name, access)
 
     @staticmethod
-    def _truncate(file: OpenFile, size: int) -> None:
+    def _note_change(file: OpenFile) -> None:
+        file.is_changed = True
+        changes = file.inode.account.changes
+        if changes is not None:
+            changes.note(file.inode.ino, file.size)
+
+    def _truncate(self, file: OpenFile, size: int) -> None:
         if size > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, "beyond the largest file")
         file.inode.answer = None
@@ -140,6 +150,7 @@ class Content:
         os.ftruncate(file.writing_fd, size)
         account.bytes_used += size - file.size
         file.size = size
+        self._note_change(file)
         if file.inode.mode & _SET_ID:
             drop_set_id(file.writing_fd, file.inode)
 

@@ -117,6 +117,7 @@ class Filesystem:
         inode.answer = None
         if change.size is not None:
             self.content.truncate(inode, change.size)
+        inode.account.changed(inode.ino)
         fd, name = self._reach(inode)
         if change.uid is not None or change.gid is not None:
             self._chown(fd, name, change)
@@ -209,6 +210,7 @@ class Filesystem:
         except OSError:
             self._unmake(directory_fd, name, account)
             raise
+        account.changed(st.st_ino)
         return self._referred(parent, name, st)
 
     def _give(self, parent: Inode, fd: int, name: bytes | None, mode: int | None, caller: Caller) -> None:
@@ -250,6 +252,7 @@ class Filesystem:
         inode.answer = None
         source_fd, directory_fd = self.inodes.two_directory_fds(inode.parent, parent)
         os.link(inode.name, name, src_dir_fd=source_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
+        inode.account.changed(inode.ino)
         return self._referred(parent, name, os.stat(name, dir_fd=directory_fd, follow_symlinks=False))
 
     # Removing --------------------------------------------------------------------------------------

@@ -20,15 +20,17 @@ _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 class OpenFile:
     """The backing file of one open inode. ``size`` is its logical size in bytes, kept true by us.
 
-    ``openers`` counts the kernel's open file descriptions.
+    ``openers`` counts the kernel's open file descriptions; ``is_changed`` tells that the content has
+    changed since the first of them came.
     """
 
-    __slots__ = ("_reading_fd", "_writing_fd", "inode", "openers", "size")
+    __slots__ = ("_reading_fd", "_writing_fd", "inode", "is_changed", "openers", "size")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.openers = 0
         self.size = 0
+        self.is_changed = False
         self._reading_fd = -1
         self._writing_fd = -1
 

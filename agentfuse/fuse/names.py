@@ -37,6 +37,7 @@ def name_is_gone(
     """
     inode = inodes.find(before.st_ino)
     was_last = stat.S_ISDIR(before.st_mode) or before.st_nlink == 1
+    account.changed(before.st_ino, 0 if was_last else None)
     if was_last and (inode is None or inode.file is None):
         account.add(-before.st_size if stat.S_ISREG(before.st_mode) else 0, -1)
     if inode is not None:
@@ -113,6 +114,9 @@ class Rename:
         """The rename has happened."""
         old, new = self._old, self._new
         source, target = self._known(old), self._known(new)
+        assert old.st is not None
+        old.account.changed(old.st.st_ino)
+        new.account.changed(old.st.st_ino, self._there.bytes_used if self._crosses else None)
         if new.st is not None and not self._exchange:
             name_is_gone(self._inodes, new.account, new.parent, new.name, new.st)
         if self._crosses:

@@ -18,7 +18,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, StatvfsData
 
-from agentfuse.fuse.boundary import handler, requests_from_zero, slow_handler
+from agentfuse.fuse.boundary import Gate, changing_handler, handler, requests_from_zero, slow_handler
 from agentfuse.fuse.filesystem import NAME_MAX, Caller, Change, Filesystem
 from agentfuse.fuse.handles import Listing
 from agentfuse.fuse.inodes import Inode
@@ -52,6 +52,7 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self.requests = requests_from_zero()
+        self.gate = Gate()
         self._fs = filesystem
         self._content = filesystem.content
         self._inodes = filesystem.inodes
@@ -78,7 +79,7 @@ class Operations(pyfuse3.Operations):
         for nodeid, count in inode_list:
             self._inodes.forget(nodeid, count)
 
-    @handler
+    @changing_handler
     def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
@@ -88,33 +89,33 @@ class Operations(pyfuse3.Operations):
     def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         return self._fs.readlink(inode)
 
-    @handler
+    @changing_handler
     def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
         return attributes(*self._fs.link(inode, new_parent_inode, new_name))
 
-    @handler
+    @changing_handler
     def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
         return attributes(*self._fs.mknod(parent_inode, name, mode, rdev, _caller(ctx)))
 
-    @handler
+    @changing_handler
     def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
         return attributes(*self._fs.mkdir(parent_inode, name, stat.S_IMODE(mode), _caller(ctx)))
 
-    @handler
+    @changing_handler
     def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._fs.unlink(parent_inode, name)
 
-    @handler
+    @changing_handler
     def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._fs.rmdir(parent_inode, name)
 
-    @handler
+    @changing_handler
     def rename(  # noqa: PLR0917  # pyfuse3 calls it so
         self,
         parent_inode_old: int,
@@ -132,7 +133,7 @@ class Operations(pyfuse3.Operations):
     def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> EntryAttributes:
         return attributes(*self._fs.getattr(inode))
 
-    @handler
+    @changing_handler
     def setattr(
         self,
         inode: int,
@@ -155,7 +156,7 @@ class Operations(pyfuse3.Operations):
     def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         return self._xattrs.get(inode, name)
 
-    @handler
+    @changing_handler
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._xattrs.set(inode, name, value)
 
@@ -163,7 +164,7 @@ class Operations(pyfuse3.Operations):
     def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
         return self._xattrs.list(inode)
 
-    @handler
+    @changing_handler
     def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._xattrs.remove(inode, name)
 
@@ -185,14 +186,14 @@ class Operations(pyfuse3.Operations):
 
     # Files -----------------------------------------------------------------------------------------
 
-    @handler
+    @changing_handler
     def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         inode, st, handle = self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
         return FileInfo(fh=handle), attributes(inode, st)
 
-    @handler
+    @changing_handler
     def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
         return FileInfo(fh=self._content.open(self._inodes.get(inode), flags))
 
@@ -200,7 +201,7 @@ class Operations(pyfuse3.Operations):
     def read(self, fh: int, off: int, size: int) -> bytes:
         return self._content.read(fh, off, size)
 
-    @handler
+    @changing_handler
     def write(self, fh: int, off: int, buf: bytes) -> int:
         return self._content.write(fh, off, buf)
 

@@ -72,6 +72,10 @@ class Session:
         """Answer the kernel until the home is unmounted or ``stop`` is called."""
         await pyfuse3.main(min_tasks=1, max_tasks=256)
 
+    def still(self) -> contextlib.AbstractContextManager[None]:
+        """While it is held nothing in the home changes: who wants to change something waits."""
+        return self._operations.gate.closed()
+
     def stop(self) -> None:
         """Stop answering: whoever still holds files of the home gets ENOTCONN. Late calls do nothing."""
         if not self._closed:  # libfuse would touch a session that is freed

@@ -34,17 +34,23 @@ class Xattrs:
         path = self._path(nodeid)
         self._require_visible(name)
         os.setxattr(path, name, value, follow_symlinks=False)
+        self._changed(nodeid)
 
     def remove(self, nodeid: int, name: bytes) -> None:
         """Remove a value."""
         path = self._path(nodeid)
         self._require_visible(name)
         os.removexattr(path, name, follow_symlinks=False)
+        self._changed(nodeid)
 
     def list(self, nodeid: int) -> list[bytes]:
         """The names there are."""
         names = map(os.fsencode, os.listxattr(self._path(nodeid), follow_symlinks=False))
         return [name for name in names if _is_visible(name)]
+
+    def _changed(self, nodeid: int) -> None:
+        inode = self._inodes.get(nodeid)
+        inode.account.changed(inode.ino)
 
     def _path(self, nodeid: int) -> bytes:
         # The xattr calls take neither a directory descriptor nor an O_PATH one; /proc bridges that.

@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agentfuse.errors import QuotaExceededError
-from agentfuse.regions import LOOSE, Region
+from agentfuse.home.changes import Changes
+from agentfuse.regions import LOOSE, Region, SyncPolicy
 
 
 class Account:
     """Use of one region: logical bytes of its regular files, and inodes that have a name in it.
 
     An inode that is unlinked but still open stays charged until its last close. ``refusals`` counts
-    how often the quota said no.
+    how often the quota said no. ``changes`` is None for a region that is not synced during the run.
     """
 
-    __slots__ = ("bytes_quota", "bytes_used", "files_quota", "files_used", "name", "refusals")
+    __slots__ = ("bytes_quota", "bytes_used", "changes", "files_quota", "files_used", "name", "refusals")
 
     def __init__(self, region: Region) -> None:
         self.name = region.name
@@ -29,6 +30,7 @@ class Account:
         self.bytes_used = 0
         self.files_used = 0
         self.refusals = 0
+        self.changes = Changes() if region.sync is SyncPolicy.CONTINUOUS else None
 
     def room(self) -> int:
         """Bytes that may still be added; 0 when the region is full or over its quota."""
@@ -50,6 +52,12 @@ class Account:
         """Book what has come (or, negative, gone)."""
         self.bytes_used += bytes_more
         self.files_used += files_more
+
+    def changed(self, ino: int, size_bytes: int | None = None) -> None:
+        """A name or an attribute of the inode ``ino`` in this region has changed; see ``Changes.note``."""
+        if self.changes is not None:
+            self.changes.note(ino, size_bytes)
+            self.changes.note_complete()
 
     def as_dict(self) -> dict[str, int]:
         """``{bytes_used, bytes_quota, files_used, files_quota, refusals}``."""
