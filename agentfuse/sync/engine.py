@@ -10,8 +10,9 @@ import datetime
 import hashlib
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -24,13 +25,14 @@ from agentfuse.progress import Reporter
 from agentfuse.snapshots.document import Snapshot
 from agentfuse.snapshots.entries import Entry, printable, totals_of
 from agentfuse.snapshots.history import History
-from agentfuse.snapshots.layout import check_id
+from agentfuse.snapshots.layout import check_id, check_region
 from agentfuse.snapshots.rebase import Listing, Rebased, by_path, is_changed
 from agentfuse.sync.hydrate import hydrate
 from agentfuse.sync.merge import Merger, sources
 from agentfuse.sync.reports import CommitReport, Meter, RestoreReport
-from agentfuse.sync.scan import Print, Scan, observe, scan
-from agentfuse.sync.upload import Place, Uploader, placed
+from agentfuse.sync.scan import Capture, Print, Scan, observe, scan
+from agentfuse.sync.spool import Spool
+from agentfuse.sync.upload import Place, Readable, Uploader, placed
 
 _log = logging.getLogger(__name__)
 
@@ -50,11 +52,33 @@ class _Synced:
     prints: dict[bytes, Print]
 
 
+class Moment:
+    """A region at one moment, on its way to be committed: see :meth:`Memory.moment`."""
+
+    def __init__(self, synced: _Synced, capture: Capture, meter: Meter) -> None:
+        self.synced = synced
+        self._capture = capture
+        self._meter = meter
+        self._found: Scan | None = None
+
+    def look(self) -> None:
+        """Look at the region as ``Capture.look`` does; the last look is what counts."""
+        self._found = self._capture.look(self._meter)
+
+    def finished(self) -> Scan:
+        """What was found, with all hashes."""
+        assert self._found is not None
+        if self._found.copies:
+            self._found = self._capture.finish(self._found)
+        return self._found
+
+
 class Memory:
     """The memory of an agent in one execution: ``region``, backed by the directory ``root``.
 
-    ``owner``: uid and gid that restored files get; None leaves them to this process's user. Not safe for
-    concurrent calls. Nobody else may write below ``root`` during a call.
+    ``owner``: uid and gid that restored files get; None leaves them to this process's user. ``region`` may
+    be an execution's own, see ``layout.execution_region``. Not safe for concurrent calls. Nobody else may
+    write below ``root`` during a call, unless a :class:`Moment` is what is committed.
     """
 
     def __init__(
@@ -74,7 +98,7 @@ class Memory:
         self._root = root
         self._index = index
         self._owner = owner
-        self._region = check_id("region", region)
+        self._region = check_region(region)
         self._history = History(store, agent, region)
         # Whoever commits without having restored finishes what another process began.
         self._uploader = Uploader(store, agent, may_be_there=True)
@@ -99,17 +123,42 @@ class Memory:
         self._index.write(Base(number, exact=True), changed=_rows(now, entries.values()))
         return RestoreReport(number, totals.files, totals.bytes, requests)
 
-    def commit(self, reporter: Reporter, reason: str) -> CommitReport:
+    def moment(self, reporter: Reporter, spool: Spool) -> Moment:
+        """Begin to capture the region at one moment, while others write to it; copies go to ``spool``.
+
+        Raises ``StoreError`` when what was synced last must be read from the store and cannot be.
+        """
+        synced = self._last_sync()
+        capture = Capture(self._root, synced.entries, synced.prints, spool)
+        return Moment(synced, capture, Meter(reporter, "scan"))
+
+    def send(self, moment: Moment, reporter: Reporter) -> None:
+        """Bring the contents of a moment into the store, without a snapshot that names them yet.
+
+        Raises as :meth:`commit` does.
+        """
+        now = moment.finished()
+        self._upload(now.entries.values(), self._places_of_bases(moment.synced), now, reporter)
+
+    def commit(self, reporter: Reporter, reason: str, moment: Moment | None = None) -> CommitReport:
         """Make what changed since the last sync durable, as a new snapshot upon the newest one.
 
         When it returns it is in the store; after an error the newest snapshot is still whole, and calling
         again goes on. Raises ``StoreError`` and its kinds, ``BusyError`` when a file changed meanwhile,
         ``EnvironmentProblem`` when the local disk fails.
         """
-        synced = self._last_sync()
-        meter = Meter(reporter, "scan")
-        now = scan(self._root, synced.entries, synced.prints, meter)
-        meter.tell()
+        if moment is None:
+            synced = self._last_sync()
+            meter = Meter(reporter, "scan")
+            now = scan(self._root, synced.entries, synced.prints, meter)
+            meter.tell()
+        else:
+            synced, now = moment.synced, moment.finished()
+        report = self._commit(synced, now, reporter, reason)
+        self._uploader.forget()
+        return report
+
+    def _commit(self, synced: _Synced, now: Scan, reporter: Reporter, reason: str) -> CommitReport:
         skipped = tuple(map(printable, now.skipped))
         if not synced.number and len(now.entries) == 1:
             return CommitReport(None, skipped=skipped)  # an empty region that never was anything else
@@ -137,7 +186,7 @@ class Memory:
         rebase that led to it; the paths of merged texts.
         """
         texts: dict[bytes, bytes]
-        merger = Merger(self._store, self._agent, self._execution, self._read_mine)
+        merger = Merger(self._store, self._agent, self._execution, partial(self._read_mine, now))
         for _ in range(MAX_RACES):
             newest = self._history.newest(at_least=synced.number)
             if newest == synced.number and synced.exact:
@@ -169,7 +218,9 @@ class Memory:
             # Collected since. Merging from nothing keeps everything of both sides.
             return _Synced(base.number, False, {}, {})
 
-    def _read_mine(self, entry: Entry) -> bytes:
+    def _read_mine(self, now: Scan, entry: Entry) -> bytes:
+        if entry.sha256 in now.opens:
+            return now.opens[entry.sha256]().read(entry.size)
         with local_disk(self._root), Cursor(self._root) as cursor:
             with open(cursor.open_file(entry.path), "rb") as file:
                 content = file.read(entry.size + 1)
@@ -193,17 +244,29 @@ class Memory:
         # Only what the newest snapshot names, or was sent just now, is safe from garbage collection.
         places = {e.sha256: Place(e.object, e.offset) for e in theirs.values() if e.object}
         places.update(self._uploader.places())
-        wanted = [*entries.values(), *(now.entries[path] for path in texts)]
-        missing = {e.sha256 for e in wanted if e.size and e.sha256 not in places}
         made, opens = sources(texts, entries)
-        here = [*made, *now.entries.values()]
-        files = list({e.sha256: e for e in here if e.sha256 in missing}.values())
+        wanted = [*made, *now.entries.values()]
+        named = {e.sha256 for e in entries.values()} | {now.entries[path].sha256 for path in texts}
+        self._upload((e for e in wanted if e.sha256 in named), places, now, reporter, opens)
+        places.update(self._uploader.places())
+        return {path: placed(entry, places) for path, entry in entries.items()}
+
+    def _upload(
+        self,
+        wanted: Iterable[Entry],
+        places: Mapping[str, Place],
+        now: Scan,
+        reporter: Reporter,
+        opens: Mapping[str, Callable[[], Readable]] | None = None,
+    ) -> None:
+        """Send each content of ``wanted`` that has no place; what neither ``opens`` nor ``now`` opens is read
+        from below the root.
+        """
+        files = list({e.sha256: e for e in wanted if e.size and e.sha256 not in places}.values())
         if files:
             meter = Meter(reporter, "flush", total_files=len(files), total_bytes=sum(e.size for e in files))
-            self._uploader.upload(self._root, files, meter, elsewhere=opens)
+            self._uploader.upload(self._root, files, meter, elsewhere={**now.opens, **(opens or {})})
             meter.tell()
-            places.update(self._uploader.places())
-        return {path: placed(entry, places) for path, entry in entries.items()}
 
     def _snapshot(self, parent: int, reason: str, entries: Listing) -> Snapshot:
         return Snapshot(

@@ -1,4 +1,7 @@
-"""What a region on disk is now, as a listing; reads only the files that changed since the last sync."""
+"""What a region on disk is now, as a listing; reads only the files that changed since the last sync.
+
+Of a region that moves, a *capture* is made: what changed is copied into a spool, and hashed later.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +24,8 @@ from agentfuse.home.walk import Cursor, changed_meanwhile, join, local_disk, rea
 from agentfuse.snapshots.document import MAX_DOCUMENT_BYTES, MAX_TIME_NS
 from agentfuse.snapshots.entries import Entry, Kind, is_kept_xattr
 from agentfuse.sync.reports import Meter
+from agentfuse.sync.spool import Copy, Spool
+from agentfuse.sync.upload import Readable
 
 READ_BYTES = 1024 * 1024
 SETTLED_NS = 20_000_000
@@ -42,11 +48,15 @@ class Scan:
     """A region at one moment: entries in tree order (their contents without a place), and their prints.
 
     ``skipped``: paths of sockets and device nodes, which mean nothing to another execution.
+    ``copies``: files that are in the spool and have no hash yet. ``opens``: what opens the contents that
+    are in the spool, by hash.
     """
 
     entries: dict[bytes, Entry] = field(default_factory=dict)
     prints: dict[bytes, Print] = field(default_factory=dict)
     skipped: list[bytes] = field(default_factory=list)
+    copies: dict[bytes, Copy] = field(default_factory=dict)
+    opens: Mapping[str, Callable[[], Readable]] = field(default_factory=dict)
 
 
 def scan(root: Path, known: Mapping[bytes, Entry], prints: Mapping[bytes, Print], meter: Meter) -> Scan:
@@ -60,6 +70,54 @@ def scan(root: Path, known: Mapping[bytes, Entry], prints: Mapping[bytes, Print]
         scanner.walk()
         scanner.number_links()
         return scanner.result
+
+
+class Capture:
+    """One moment of a region that others write to: :meth:`look` until it stood still, then :meth:`finish`.
+
+    ``known`` and ``prints`` as for :func:`scan`.
+    """
+
+    def __init__(
+        self, root: Path, known: Mapping[bytes, Entry], prints: Mapping[bytes, Print], spool: Spool
+    ) -> None:
+        self._root = root
+        self._known = known
+        self._prints = prints
+        self._spool = spool
+        self._copied: dict[Print, Copy] = {}
+
+    def look(self, meter: Meter) -> Scan:
+        """List the region and copy what changed since the last sync and was not copied by an earlier look.
+
+        If something changed meanwhile the result is worthless, or the region seems impossible: then
+        raises ``BusyError`` or ``EnvironmentProblem``.
+        """
+        with local_disk(self._root), Cursor(self._root) as cursor:
+            scanner = _Scanner(cursor, self._known, self._prints, meter, self)
+            scanner.walk()
+            scanner.number_links()
+            return scanner.result
+
+    def take(self, fd: int, print_: Print) -> Copy:
+        """The copy of an open file; one made before serves if nothing can have happened to the file since."""
+        copy = self._copied.get(print_)
+        if copy is None:
+            is_settled = print_.ctime_ns < time.time_ns() - SETTLED_NS
+            copy = self._spool.add(fd)
+            if is_settled:
+                self._copied[print_] = copy
+        return copy
+
+    def finish(self, found: Scan) -> Scan:
+        """What a look found, with all hashes. Raises ``EnvironmentProblem`` when the disk fails."""
+        with local_disk(self._root):
+            hashes = {copy: self._spool.hash(copy) for copy in set(found.copies.values())}
+        entries = dict(found.entries)
+        for path, copy in found.copies.items():
+            entries[path] = msgspec.structs.replace(entries[path], sha256=hashes[copy])
+        opens = {sha256: partial(self._spool.open, copy) for copy, sha256 in hashes.items()}
+        return replace(found, entries=entries, copies={}, opens=opens)
 
 
 def observe(root: Path, entries: Mapping[bytes, Entry]) -> Scan:
@@ -83,9 +141,15 @@ def observe(root: Path, entries: Mapping[bytes, Entry]) -> Scan:
 
 class _Scanner:
     def __init__(
-        self, cursor: Cursor, known: Mapping[bytes, Entry], prints: Mapping[bytes, Print], meter: Meter
+        self,
+        cursor: Cursor,
+        known: Mapping[bytes, Entry],
+        prints: Mapping[bytes, Print],
+        meter: Meter,
+        capture: Capture | None = None,
     ) -> None:
         self.result = Scan()
+        self._capture = capture
         self._cursor = cursor
         self._known = known
         self._prints = prints
@@ -134,6 +198,8 @@ class _Scanner:
         if names:
             entry = msgspec.structs.replace(self.result.entries[names[0]], path=path)
             print_ = self.result.prints[names[0]]
+            if names[0] in self.result.copies:
+                self.result.copies[path] = self.result.copies[names[0]]
         elif known is not None and self._is_untouched(path, found):
             entry, print_ = msgspec.structs.replace(known, link=0, object="", offset=0), _print(found)
         else:
@@ -147,7 +213,11 @@ class _Scanner:
         fd = self._cursor.open_file(path)
         with open(fd, "rb", buffering=0) as file:
             before = os.fstat(fd)
-            sha256, size = hash_file(file)
+            if self._capture is None:
+                sha256, size = hash_file(file)
+            else:
+                self.result.copies[path] = copy = self._capture.take(fd, _print(before))
+                sha256, size = "", copy.size
             xattrs = read_xattrs(fd)
             after = os.fstat(fd)
         if size != found.st_size or before.st_ino != found.st_ino or _state(before) != _state(after):

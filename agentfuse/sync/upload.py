@@ -81,6 +81,10 @@ class Uploader:
         limit = time.monotonic() - TRUSTED_FOR_S
         return {sha256: place for sha256, (place, at) in self._sent.items() if at > limit}
 
+    def forget(self) -> None:
+        """A snapshot names what was brought: whoever needs it finds it there."""
+        self._sent.clear()
+
     def upload(
         self,
         root: Path,
