@@ -1,0 +1,103 @@
+"""Copies of contents, taken while a region stands still, to be hashed and sent when it moves again.
+
+One nameless file on the disk of the home: nothing of it is left after a crash. Where the filesystem can
+share blocks (XFS, btrfs) a copy takes no space.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+READ_BYTES = 1024 * 1024
+_COPY_BYTES = 64 * 1024 * 1024
+
+
+class Copy(NamedTuple):
+    """A content in the spool, in bytes from its beginning."""
+
+    offset: int
+    size: int
+
+
+class Spool:
+    """Copies below ``directory``. Use it as a context manager; not safe for concurrent calls of ``add``.
+
+    Every method raises ``OSError``, ENOSPC when the disk is full.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._fd = _nameless_file(directory)
+        self._end = 0
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+
+    def add(self, fd: int) -> Copy:
+        """Copy what an open file holds, from its beginning to its end."""
+        size = 0
+        while copied := self._copy(fd, size):
+            size += copied
+        copy = Copy(self._end, size)
+        self._end += size
+        return copy
+
+    def _copy(self, fd: int, offset: int) -> int:
+        try:
+            return os.copy_file_range(fd, self._fd, _COPY_BYTES, offset, self._end + offset)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        piece = os.pread(fd, READ_BYTES, offset)
+        return os.pwrite(self._fd, piece, self._end + offset) if piece else 0
+
+    def hash(self, copy: Copy) -> str:
+        """SHA-256 of a copy, in hexadecimal."""
+        digest = hashlib.sha256()
+        content = self.open(copy)
+        while piece := content.read(READ_BYTES):
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def open(self, copy: Copy) -> SpooledContent:
+        """A copy to read from; good until the spool is closed. Safe from any thread."""
+        return SpooledContent(self._fd, copy)
+
+
+class SpooledContent:
+    """A copy as what an upload reads from."""
+
+    def __init__(self, fd: int, copy: Copy) -> None:
+        self._fd = fd
+        self._at, size = copy
+        self._end = self._at + size
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes; empty at the end."""
+        piece = os.pread(self._fd, min(size, self._end - self._at), self._at)
+        self._at += len(piece)
+        return piece
+
+    def close(self) -> None:
+        """Nothing is held that needs it."""
+
+
+def _nameless_file(directory: Path) -> int:
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    fd, name = tempfile.mkstemp(dir=directory)
+    os.unlink(name)
+    return fd
