@@ -9,10 +9,12 @@ the next start finds it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import resource
 import signal
+import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,15 +30,21 @@ from agentfuse.control.registry import MountRecord, Registry, open_registry
 from agentfuse.control.server import serve as serve_control
 from agentfuse.errors import (
     AgentfuseError,
+    BusyError,
     EnvironmentProblem,
+    IntegrityError,
     MountError,
+    StoreError,
     UnflushedError,
     UsageError,
 )
 from agentfuse.fuse.session import Session, SessionOptions, mounted, widen_read_ahead
 from agentfuse.home.tree import Home, now
 from agentfuse.progress import Progress, Reporter
+from agentfuse.sync.background import Pace, RegionSync
 from agentfuse.sync.keeper import HomeKeeper
+from agentfuse.sync.reports import CommitReport
+from agentfuse.sync.synced import told
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +61,12 @@ class MountSpec:
 
 HELD_ELSEWHERE_S = 2.0
 """How long after an unmount the kernel may take before somebody else must be holding the mount."""
+
+_SWITCH_S = 0.0005
+"""A thread that hashes or packs gives way to the kernel's requests so soon; Python's default is 5 ms."""
+
+_RETRY_S = (1.0, 2.0, 4.0, 8.0)
+"""How long a flush waits after the first failure to reach the store, the second, and so on."""
 
 OnReady = Callable[[dict[str, object]], None]
 
@@ -120,6 +134,10 @@ class Mount:
         self._started_at = now()
         self._listeners: set[trio.MemorySendChannel[dict[str, object]]] = set()
         self._flushing = trio.CancelScope()
+        self._flush_timeout_s = config.flush_timeout_s
+        self._syncs: list[RegionSync] = []
+        self._pace = Pace(config.sync_delay_s, config.checkpoint_interval_s)
+        self._synced = trio.Event()
         self._detach_limiter = trio.CapacityLimiter(2)
 
     async def run(self, on_ready: OnReady) -> None:
@@ -130,7 +148,6 @@ class Mount:
                 with self._mounted() as session:
                     self._session = session
                     await self._serve(nursery, on_ready)
-                self._state = "flushing"
                 await self._flush()
                 nursery.cancel_scope.cancel()
         except* AgentfuseError as group:
@@ -147,11 +164,36 @@ class Mount:
             "owner": list(self._keeper.config.owner),
             "rss_bytes": _resident_bytes(),
             "regions": {account.name: account.as_dict() for account in self._keeper.ledger.accounts()},
+            "sync": {sync.name: sync.as_dict() for sync in self._syncs},
             "fuse": self._session.as_dict(),
         }
 
-    async def unmount(self, *, lazy: bool) -> AsyncGenerator[dict[str, object], None]:
-        """Unmount and tell how the flush goes; the last object is ``done`` or ``error``."""
+    async def sync(self, *, timeout_s: float) -> AsyncGenerator[dict[str, object], None]:
+        """Wait until everything changed before the call is in a snapshot; the last object is ``done``.
+
+        Raises ``UnflushedError`` when that takes longer than ``timeout_s``.
+        """
+        if self._state != "live":
+            raise BusyError(f"{self._spec.mountpoint} is {self._state}", hint="agentfuse umount waits for it")
+        deadline = trio.current_time() + timeout_s
+        # What programs wrote through mappings is the kernel's until it is written back.
+        await trio.to_thread.run_sync(mountpoints.write_back, self._spec.mountpoint)
+        regions: dict[str, object] = {}
+        for sync in self._syncs:
+            report = await sync.barrier(deadline=deadline)
+            regions[sync.name] = {**sync.as_dict(), "commit": report and report.as_dict()}
+            yield {"say": _synced_line(sync.name, report)}
+        yield {"done": {"execution": self._spec.execution, "regions": regions}}
+
+    async def unmount(
+        self, *, lazy: bool, timeout_s: float | None
+    ) -> AsyncGenerator[dict[str, object], None]:
+        """Unmount and tell how the flush goes; the last object is ``done`` or ``error``.
+
+        ``timeout_s``: for so long an unreachable store is tried again; None is what is configured.
+        """
+        if timeout_s is not None:
+            self._flush_timeout_s = timeout_s
         send, receive = trio.open_memory_channel[dict[str, object]](256)
         self._listeners.add(send)
         try:
@@ -189,13 +231,17 @@ class Mount:
                 self.was_mounted = True
                 if os.geteuid() == 0:
                     widen_read_ahead(minor)
+                self._start_syncing(nursery)
                 await nursery.start(serve_control, self._registry.socket_path(path), self)
                 self._state = "live"
                 self._live.set()
                 self._registry.publish(self._registered())
                 on_ready(self.status())
         finally:
+            self._state = "flushing"
             self._ended.set()
+            for sync in self._syncs:
+                sync.stop()
             # After an unmount it is gone; after anything else it would stay behind as a dead mount.
             with trio.CancelScope(shield=True):
                 if any(entry.is_ours and entry.minor == minor for entry in mounts_at(path)):
@@ -207,16 +253,37 @@ class Mount:
         except Exception:
             log.exception("the FUSE session broke; what was written is flushed")
 
+    def _start_syncing(self, nursery: trio.Nursery) -> None:
+        for region, memory in self._keeper.synced.memories.items():
+            changes = self._keeper.ledger.by_directory[region.name.encode()].changes
+            if changes is not None:
+                self._syncs.append(
+                    RegionSync(
+                        region.name,
+                        memory,
+                        changes,
+                        still=self._session.still,
+                        spool_in=self._keeper.home.path,
+                        pace=self._pace,
+                        is_unknown=self._keeper.resumed,
+                    )
+                )
+        nursery.start_soon(self._sync_in_background)
+
+    async def _sync_in_background(self) -> None:
+        async with trio.open_nursery() as syncing:
+            for sync in self._syncs:
+                syncing.start_soon(sync.run)
+        self._synced.set()
+
     async def _flush(self) -> None:
-        self._keeper.report_to(_Listening(self._reporter, self._tell_from_thread))
+        reporter = _Listening(self._reporter, self._tell_from_thread)
         try:
             with self._flushing:
-                await trio.to_thread.run_sync(self._finish, abandon_on_cancel=True)
+                await self._synced.wait()
+                await self._flush_until_done(reporter)
             if self._flushing.cancelled_caught:
-                raise UnflushedError(
-                    f"the flush was interrupted: the memory of this run is in {self._keeper.home.tree}",
-                    hint=f"mount agent {self._spec.agent} again on this host",
-                )
+                raise self._unflushed("the flush was interrupted")
             self._tell({"done": {"execution": self._spec.execution}})
         except AgentfuseError as error:
             self._tell({"error": _as_line(error)})
@@ -225,8 +292,31 @@ class Mount:
             for listener in list(self._listeners):
                 listener.close()
 
-    def _finish(self) -> None:
-        self._keeper.flush()
+    async def _flush_until_done(self, reporter: Reporter) -> None:
+        """Flush, trying an unreachable store again for as long as ``_flush_timeout_s`` says."""
+        begun = trio.current_time()
+        for wait_s in itertools.chain(_RETRY_S, itertools.repeat(_RETRY_S[-1])):
+            try:
+                await trio.to_thread.run_sync(self._finish, reporter, abandon_on_cancel=True)
+            except (AgentfuseError, OSError) as error:
+                left_s = begun + self._flush_timeout_s - trio.current_time()
+                if not isinstance(error, StoreError) or isinstance(error, IntegrityError) or left_s < wait_s:
+                    raise self._unflushed(str(error)) from error
+                reporter.say(
+                    f"not flushed yet: {error.message}; trying again in {wait_s:g} s, for {left_s:.0f} s more"
+                )
+            else:
+                return
+            await trio.sleep(wait_s)
+
+    def _unflushed(self, why: str) -> UnflushedError:
+        return UnflushedError(
+            f"{why}: the memory of this run is not in the store yet, but whole in {self._keeper.home.tree}",
+            hint=f"once the store works, run agentfuse recover, or mount agent {self._spec.agent} again here",
+        )
+
+    def _finish(self, reporter: Reporter) -> None:
+        self._keeper.flush(reporter)
         self._keeper.end()
 
     async def _detach(self, *, lazy: bool) -> None:
@@ -313,6 +403,12 @@ def _leaves(group: BaseExceptionGroup[AgentfuseError]) -> Iterator[AgentfuseErro
             yield error
 
 
+def _synced_line(region: str, report: CommitReport | None) -> str:
+    if report is None:
+        return f"{region}/: everything was in the store already"
+    return "\n".join(told(region, report))
+
+
 def _as_line(error: AgentfuseError) -> dict[str, object]:
     return {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
 
@@ -323,6 +419,7 @@ def _resident_bytes() -> int:
 
 
 def _prepare_process() -> None:
+    sys.setswitchinterval(_SWITCH_S)
     os.umask(0)  # the kernel has applied the caller's umask already
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -41,6 +41,8 @@ _VERBS = {
     "ps": "inspect",
     "status": "inspect",
     "df": "inspect",
+    "sync": "sync",
+    "recover": "sync",
     "doctor": "doctor",
     "log": "history",
     "diff": "history",

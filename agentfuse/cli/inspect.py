@@ -62,6 +62,9 @@ def status(mountpoint: options.Mountpoint, *, json: options.Json = False) -> Non
     print_table(("", ""), cells)
     say("")
     print_table(("REGION", "BYTES", "", "FILES", ""), [_region_cells(*item) for item in _regions(answer)])
+    for region, sync in answer["sync"].items():
+        say("")
+        print_table(("SYNC", region + "/"), _sync_cells(sync))
     say("")
     requests = sorted(answer["fuse"]["requests"].items(), key=lambda item: -item[1])
     print_table(("REQUESTS", ""), [item for item in requests[:_BUSIEST] if item[1]], right=("",))
@@ -84,7 +87,9 @@ def df(
         where = ("mountpoint", "agent", "execution")
         print_json(
             [
-                {name: answer[name] for name in where} | {"region": region} | use
+                {name: answer[name] for name in where}
+                | {"region": region, "sync": answer["sync"].get(region)}
+                | use
                 for answer in answers
                 for region, use in _regions(answer)
             ]
@@ -93,9 +98,9 @@ def df(
         say("nothing is mounted")
     else:
         print_table(
-            ("MOUNTPOINT", "REGION", "BYTES", "", "FILES", ""),
+            ("MOUNTPOINT", "REGION", "BYTES", "", "FILES", "", "UNSYNCED"),
             [
-                (answer["mountpoint"], *_region_cells(*item))
+                (answer["mountpoint"], *_region_cells(*item), _unsynced(answer["sync"].get(item[0])))
                 for answer in answers
                 for item in _regions(answer)
             ],
@@ -132,6 +137,27 @@ def _region_cells(name: str, use: dict[str, int]) -> tuple[object, ...]:
         f"{use['files_used']} of {use['files_quota']}",
         share(use["files_used"], use["files_quota"]),
     )
+
+
+def _unsynced(sync: dict[str, Any] | None) -> str:
+    """What a region has that no snapshot has: ``3 files, 1.2 MiB, 4s``."""
+    if sync is None:
+        return ""
+    if sync["oldest_unsynced_s"] is None:
+        return "-"
+    files = "1 file" if sync["dirty_files"] == 1 else f"{sync['dirty_files']} files"
+    return f"{files}, {format_size(sync['dirty_bytes'])}, {duration(sync['oldest_unsynced_s'])}"
+
+
+def _sync_cells(sync: dict[str, Any]) -> list[tuple[str, object]]:
+    cells: list[tuple[str, object]] = [("state", sync["state"]), ("unsynced", _unsynced(sync))]
+    if sync["synced_at"] is not None:
+        ago = duration(time.time() - sync["synced_at"])
+        cells.append(("last sync", f"snapshot {sync['snapshot'] or '-'}, {ago} ago"))
+    if sync["error"] is not None:
+        cells.append(("store", f"failed {sync['failures']} times in a row: {sync['error']}"))
+    cells += [("conflict", f"{each['path']}: kept as {each['kept_at']}") for each in sync["conflicts"]]
+    return cells
 
 
 def _mount_row(entry: PublishedMount) -> dict[str, object]:

@@ -33,6 +33,10 @@ MountOptions = Annotated[
     typer.Option("--mount-option", metavar="OPT", help="dev, suid or noexec; may be repeated, or dev,suid."),
 ]
 Xattrs = Annotated[bool | None, typer.Option("--xattrs/--no-xattrs", help="Extended attributes.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout", metavar="S", help="For how many seconds to try to reach the store.", min=0),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 

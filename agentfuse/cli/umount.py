@@ -36,14 +36,14 @@ def umount(
     lazy: Annotated[
         bool, typer.Option("--lazy", help="Even if processes work in it; their open files fail.")
     ] = False,
-    timeout: Annotated[
-        float | None, typer.Option("--timeout", metavar="S", help="Give up waiting after S seconds.", min=0)
-    ] = None,
+    timeout: options.Timeout = None,
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
     """Unmount a home and wait until it is flushed. Exits 0 only if everything is durable.
 
+    A store that cannot be reached is tried again for --timeout seconds (flush_timeout of the configuration
+    if left out); then the exit code is 75 and the home stays on this host: agentfuse recover finishes it.
     A mount whose daemon died is detached; the next mount of its agent on this host finishes its work.
     """
     registry = open_registry(os.environ)
@@ -116,7 +116,7 @@ def clean_up(registry: Registry, mountpoint: Path, entry: PublishedMount | None,
     if record:
         raise UnflushedError(
             f"{did}: execution {record.execution} of agent {record.agent} is not in the store yet",
-            hint=f"it is safe on this host: the next mount of agent {record.agent} here finishes it",
+            hint=f"it is safe on this host: agentfuse recover, or mounting agent {record.agent}, finishes it",
         )
     say(f"{did}: nothing is unflushed")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from agentfuse.control.registry import socket_address
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError
 
 ANSWER_DEADLINE_S = 30.0  # an unmount sends something every second while it works
+
+
+OVERTIME_S = 15.0
+"""A daemon that was given a time ends soon after it: a request to the store may be under way then."""
 
 
 class ControlClient:
@@ -36,14 +41,28 @@ class ControlClient:
             raise AgentfuseError(answer["message"], hint=answer["hint"])
         return dict(answer)
 
+    def sync(self, *, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
+        """Have everything closed so far brought into the store; yields as :meth:`unmount` does.
+
+        Raises UnflushedError when that takes the daemon longer than ``timeout_s``.
+        """
+        return self._follow("/v1/sync", {"timeout_s": timeout_s}, "the sync", timeout_s)
+
     def unmount(self, *, lazy: bool = False, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
         """End the mount; yields {"say": ...}, {"progress": ...} and at last {"done": ...}.
 
-        Raises what the daemon reports (with its exit code); BusyError after ``timeout_s`` (the unmount
-        goes on); UnflushedError when the daemon ends without having said that all is durable.
+        ``timeout_s``: how long the daemon tries to reach the store. Raises what the daemon reports (with
+        its exit code); BusyError when it has not ended OVERTIME_S after that (the unmount goes on);
+        UnflushedError when the daemon ends without having said that all is durable.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        with self._http() as http, http.stream("POST", "/v1/unmount", json={"lazy": lazy}) as response:
+        body = {"lazy": lazy, "timeout_s": timeout_s}
+        return self._follow("/v1/unmount", body, "the unmount", timeout_s)
+
+    def _follow(
+        self, path: str, body: Mapping[str, object], what: str, timeout_s: float | None
+    ) -> Iterator[dict[str, Any]]:
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s + OVERTIME_S
+        with self._http() as http, http.stream("POST", path, json=body) as response:
             if response.status_code != httpx.codes.OK:
                 answer = json.loads(response.read())
                 raise AgentfuseError(answer["message"], hint=answer["hint"])
@@ -55,10 +74,10 @@ class ControlClient:
                     yield line
                 if "done" in line:
                     return
-                if deadline is not None and time.monotonic() > deadline:
+                if time.monotonic() > deadline:
                     raise BusyError(
-                        f"the unmount did not end within {timeout_s:g} s",
-                        hint="it goes on; ask again with umount, or look with agentfuse ps",
+                        f"{what} did not end within {timeout_s:g} s",
+                        hint="it goes on; ask again, or look with agentfuse ps",
                     )
         raise _ended_early()
 

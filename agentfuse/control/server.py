@@ -1,8 +1,10 @@
 """The control API of one mount: HTTP/1.1 with h11 on trio, over a Unix socket of mode 0600.
 
 GET  /v1/status   one JSON object
-POST /v1/unmount  {"lazy": bool}; answers NDJSON: {"say": text}, {"progress": {...}}, at last either
-                  {"done": {...}} or {"error": {"message", "hint", "exit_code"}}; empty lines are heartbeats
+POST /v1/unmount  {"lazy": bool, "timeout_s": number or null}
+POST /v1/sync     {"timeout_s": number or null}
+                  both answer NDJSON: {"say": text}, {"progress": {...}}, at last either {"done": {...}}
+                  or {"error": {"message", "hint", "exit_code"}}; empty lines are heartbeats
 
 Knows nothing of FUSE or of what an unmount does: a MountControl does. One request per connection,
 bounded in size and time. No client, however slow or dead, holds up the mount or an unmount.
@@ -21,9 +23,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol, TypeVar
 
 import h11
+import msgspec
 import trio
 
 from agentfuse.control.registry import socket_address
@@ -39,8 +42,14 @@ SEND_DEADLINE_S = 30.0
 HEARTBEAT_S = 1.0
 GRACE_S = 2.0
 """How long answers under way may take to reach their clients when the server is cancelled."""
+DEFAULT_SYNC_S = 60.0
+"""How long a sync may take when its client does not say."""
 _MAX_PENDING_LINES = 1000
 _CLIENT_LEFT = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
+
+
+_Lines = AsyncGenerator[dict[str, object], None]
+_Shape = TypeVar("_Shape")
 
 
 class MountControl(Protocol):
@@ -49,7 +58,10 @@ class MountControl(Protocol):
     def status(self) -> dict[str, object]:
         """The mount as JSON values; quick, without I/O."""
 
-    def unmount(self, *, lazy: bool) -> AsyncGenerator[dict[str, object], None]:
+    def sync(self, *, timeout_s: float) -> AsyncGenerator[dict[str, object], None]:
+        """Wait until everything that was closed before is in the store, or raise after ``timeout_s``."""
+
+    def unmount(self, *, lazy: bool, timeout_s: float | None) -> AsyncGenerator[dict[str, object], None]:
         """End the mount and tell how it goes, in the objects of the NDJSON answer.
 
         The generator only watches: the work belongs to the daemon and goes on when the generator is
@@ -163,18 +175,27 @@ class _Server:
         self, stream: trio.SocketStream, connection: h11.Connection, request: h11.Request, body: bytes
     ) -> None:
         path = request.target.partition(b"?")[0]
-        methods = {b"/v1/status": b"GET", b"/v1/unmount": b"POST"}
+        methods = {b"/v1/status": b"GET", b"/v1/sync": b"POST", b"/v1/unmount": b"POST"}
         if path not in methods:
             raise _RequestError(
-                404, "no such path", code="not_found", hint="there are GET /v1/status, POST /v1/unmount"
+                404,
+                "no such path",
+                code="not_found",
+                hint="there are GET /v1/status, POST /v1/sync, POST /v1/unmount",
             )
         if request.method != methods[path]:
             allowed = methods[path].decode()
             raise _RequestError(405, f"this path takes {allowed} only", code="method_not_allowed")
         if path == b"/v1/status":
             await _send_json(stream, connection, *self._status())
+        elif path == b"/v1/sync":
+            asked = _parse(body, _Sync)
+            timeout_s = DEFAULT_SYNC_S if asked.timeout_s is None else asked.timeout_s
+            await self._follow(stream, connection, self._control.sync(timeout_s=timeout_s))
         else:
-            await self._unmount(stream, connection, lazy=_parse_lazy(body))
+            wanted = _parse(body, _Unmount)
+            lines = self._control.unmount(lazy=wanted.lazy, timeout_s=wanted.timeout_s)
+            await self._follow(stream, connection, lines)
 
     def _status(self) -> tuple[int, dict[str, object]]:
         try:
@@ -185,10 +206,10 @@ class _Server:
             log.exception("unexpected error in the status of the mount")
             return 500, {"code": "internal", "message": "unexpected error", "hint": "see the daemon's log"}
 
-    async def _unmount(self, stream: trio.SocketStream, connection: h11.Connection, *, lazy: bool) -> None:
+    async def _follow(self, stream: trio.SocketStream, connection: h11.Connection, lines: _Lines) -> None:
         feed = _Feed()
         async with trio.open_nursery() as watching:
-            watching.start_soon(self._watch_unmount, feed, lazy)
+            watching.start_soon(self._watch, feed, lines)
             await self._send_feed(stream, connection, feed)
 
     async def _send_feed(self, stream: trio.SocketStream, connection: h11.Connection, feed: _Feed) -> None:
@@ -201,23 +222,23 @@ class _Server:
                     await _send(stream, connection, h11.Data(data=chunk))
             await _send(stream, connection, h11.EndOfMessage())
 
-    async def _watch_unmount(self, feed: _Feed, lazy: bool) -> None:
-        """Follow an unmount to its end, whether or not its client still listens."""
+    async def _watch(self, feed: _Feed, lines: _Lines) -> None:
+        """Follow an unmount or a sync to its end, whether or not its client still listens."""
         try:
-            async with aclosing(self._control.unmount(lazy=lazy)) as lines:
+            async with aclosing(lines):
                 async for line in lines:
                     feed.put(line)
         except AgentfuseError as error:
             feed.put(_error_line(error.message, error.hint, error.exit_code))
         except Exception:
-            log.exception("unexpected error while unmounting")
-            feed.put(_error_line("unexpected error while unmounting", "see the daemon's log", 70))
+            log.exception("unexpected error in what a control client asked for")
+            feed.put(_error_line("unexpected error", "see the daemon's log", 70))
         finally:
             feed.close()
 
 
 class _Feed:
-    """Lines from an unmount to one client, never making the unmount wait.
+    """Lines from an unmount or a sync to one client, never making it wait.
 
     Of progress only the newest is kept; of a client that does not read at all, the last thousand lines.
     """
@@ -287,18 +308,22 @@ async def _read_request(stream: trio.SocketStream, connection: h11.Connection) -
             raise trio.BrokenResourceError  # the client closed the connection before it asked anything
 
 
-def _parse_lazy(body: bytes) -> bool:
+class _Sync(msgspec.Struct, forbid_unknown_fields=True):
+    timeout_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+
+class _Unmount(msgspec.Struct, forbid_unknown_fields=True):
+    lazy: bool = False
+    timeout_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+
+def _parse(body: bytes, shape: type[_Shape]) -> _Shape:
     try:
-        parsed = json.loads(body or b"{}")
-    except (ValueError, RecursionError):
-        raise _RequestError(400, "the body is not JSON") from None
-    if (
-        not isinstance(parsed, dict)
-        or parsed.keys() - {"lazy"}
-        or not isinstance(parsed.get("lazy", False), bool)
-    ):
-        raise _RequestError(400, "the body is not understood", hint='send {"lazy": false}')
-    return bool(parsed.get("lazy", False))
+        return msgspec.json.decode(body or b"{}", type=shape)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise _RequestError(
+            400, f"the body is not understood: {error}", hint='send JSON like {"timeout_s": 60}'
+        ) from None
 
 
 async def _send_json(

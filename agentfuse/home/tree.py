@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ import msgspec
 
 from agentfuse.errors import BusyError, EnvironmentProblem, IntegrityError
 from agentfuse.home.quota import Ledger
-from agentfuse.home.walk import Cursor, join, read_directory
+from agentfuse.home.walk import Cursor, clear_tree, join, read_directory
 from agentfuse.regions import Region
 
 # Whoever asks "is it held?" holds the lock for microseconds; whoever really wants it outwaits that.
@@ -117,6 +118,12 @@ def list_homes(state: Path) -> list[Home]:
     except FileNotFoundError:
         return []
     return [Home(state, name) for name in names]
+
+
+def remove_home(home: Home) -> None:
+    """Remove a home from this host; the caller holds its lock and knows that nothing in it is needed."""
+    clear_tree(home.tree)
+    shutil.rmtree(home.path)
 
 
 def now() -> float:

@@ -44,6 +44,17 @@ class CommitReport:
     skipped: tuple[str, ...] = ()
     merged: tuple[str, ...] = ()
 
+    def as_dict(self) -> dict[str, object]:
+        """``{number, files, bytes, objects_put, bytes_put, conflicts}``, the last a number."""
+        return {
+            "number": self.number,
+            "files": self.files,
+            "bytes": self.bytes,
+            "objects_put": self.objects_put,
+            "bytes_put": self.bytes_put,
+            "conflicts": len(self.conflicts),
+        }
+
 
 class Meter:
     """Counts one phase of work and tells the reporter, not more often than it wants to hear."""

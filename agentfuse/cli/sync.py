@@ -1,0 +1,90 @@
+"""Verbs that bring work into the store: ``sync`` of a live mount, ``recover`` of homes that were left."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from agentfuse.cli import options
+from agentfuse.cli.output import note, print_error, print_json, say, terminal_reporter
+from agentfuse.config import format_size
+from agentfuse.control.client import ControlClient
+from agentfuse.control.registry import open_registry
+from agentfuse.errors import NotFoundError, UnflushedError
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's verbs."""
+    app.command()(sync)
+    app.command()(recover)
+
+
+def sync(
+    mountpoint: options.Mountpoint, *, timeout: options.Timeout = None, json: options.Json = False
+) -> None:
+    """Return when everything that was closed before is in a snapshot; exit code 75 if it is not.
+
+    Files held open go along as they are. Without --timeout it tries for 60 seconds. The mount goes on.
+    """
+    entry = open_registry(os.environ).find(mountpoint)
+    if not entry.alive:
+        raise NotFoundError(
+            f"the daemon of {entry.record.mountpoint} is dead",
+            hint="agentfuse recover brings what it left into the store",
+        )
+    done: dict[str, Any] = {}
+    for line in ControlClient(entry.socket).sync(timeout_s=timeout):
+        done = line.get("done", done)
+    if json:
+        print_json(done)
+        return
+    for region, state in done["regions"].items():
+        say(f"{region}/: {_told(state)}")
+
+
+def _told(state: dict[str, Any]) -> str:
+    report = state["commit"]
+    if report is None:
+        return "everything was in the store already"
+    return (
+        f"snapshot {report['number']} holds {report['files']} files, {format_size(report['bytes'])}; "
+        f"sent {format_size(report['bytes_put'])} in {report['objects_put']} objects"
+    )
+
+
+def recover(
+    *,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", metavar="URL", help="Where their store is now; each home's own if left out."),
+    ] = None,
+    json: options.Json = False,
+    state: options.State = None,
+    config: options.ConfigFile = None,
+) -> None:
+    """Finish what killed daemons and unreachable stores left on this host. Exits 75 if something is left.
+
+    As often as you like, at any time, beside running mounts: whose daemon lives is left alone.
+    """
+    from agentfuse.sync.recovery import recover as recover_homes  # noqa: PLC0415  needs what mounts need
+
+    settings = options.configure(config=config, store=store, state=state)
+    found = list(recover_homes(settings, terminal_reporter(), store=settings.store if store else None))
+    if json:
+        print_json([each.as_dict() for each in found])
+    for each in found:
+        if each.error is not None and not json:
+            note(
+                f"agentfuse: execution {each.execution} of agent {each.agent or 'unknown'} is left as it was:"
+            )
+            print_error(each.error)
+    counts = {outcome: sum(each.outcome == outcome for each in found) for outcome in ("recovered", "failed")}
+    if counts["failed"]:
+        raise UnflushedError(
+            f"{counts['failed']} of {len(found)} unfinished homes could not be recovered",
+            hint="they are safe on this host; run it again when what is named above works",
+        )
+    if not json:
+        say(f"recovered {counts['recovered']} homes" if counts["recovered"] else "nothing is left to recover")
