@@ -146,6 +146,11 @@ def format_size(size_bytes: int) -> str:
     return f"{number.rstrip('0').rstrip('.') if digits else number} {unit}"
 
 
+def count(number: int, noun: str) -> str:
+    """How many for people: ``1 file``, ``2 files``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def _parse_id(kind: str, text: str) -> str:
     if _ID.fullmatch(text):
         return text

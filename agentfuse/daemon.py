@@ -277,11 +277,10 @@ class Mount:
         self._synced.set()
 
     async def _flush(self) -> None:
-        reporter = _Listening(self._reporter, self._tell_from_thread)
         try:
             with self._flushing:
                 await self._synced.wait()
-                await self._flush_until_done(reporter)
+                await self._flush_until_done()
             if self._flushing.cancelled_caught:
                 raise self._unflushed("the flush was interrupted")
             self._tell({"done": {"execution": self._spec.execution}})
@@ -292,8 +291,9 @@ class Mount:
             for listener in list(self._listeners):
                 listener.close()
 
-    async def _flush_until_done(self, reporter: Reporter) -> None:
+    async def _flush_until_done(self) -> None:
         """Flush, trying an unreachable store again for as long as ``_flush_timeout_s`` says."""
+        reporter = _Listening(self._reporter, self._tell_from_thread)
         begun = trio.current_time()
         for wait_s in itertools.chain(_RETRY_S, itertools.repeat(_RETRY_S[-1])):
             try:
@@ -302,9 +302,11 @@ class Mount:
                 left_s = begun + self._flush_timeout_s - trio.current_time()
                 if not isinstance(error, StoreError) or isinstance(error, IntegrityError) or left_s < wait_s:
                     raise self._unflushed(str(error)) from error
-                reporter.say(
+                say = (
                     f"not flushed yet: {error.message}; trying again in {wait_s:g} s, for {left_s:.0f} s more"
                 )
+                self._reporter.say(say)
+                self._tell({"say": say})
             else:
                 return
             await trio.sleep(wait_s)

@@ -13,7 +13,7 @@ import typer
 from agentfuse.cli import options
 from agentfuse.cli.output import note, print_json, say
 from agentfuse.cli.tables import duration, print_table, share, used_of
-from agentfuse.config import format_size
+from agentfuse.config import count, format_size
 from agentfuse.control.client import ControlClient
 from agentfuse.control.registry import PublishedMount, Registry, open_registry
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError
@@ -145,8 +145,8 @@ def _unsynced(sync: dict[str, Any] | None) -> str:
         return ""
     if sync["oldest_unsynced_s"] is None:
         return "-"
-    files = "1 file" if sync["dirty_files"] == 1 else f"{sync['dirty_files']} files"
-    return f"{files}, {format_size(sync['dirty_bytes'])}, {duration(sync['oldest_unsynced_s'])}"
+    files, size = count(sync["dirty_files"], "file"), format_size(sync["dirty_bytes"])
+    return f"{files}, {size}, {duration(sync['oldest_unsynced_s'])}"
 
 
 def _sync_cells(sync: dict[str, Any]) -> list[tuple[str, object]]:

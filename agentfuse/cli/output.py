@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from agentfuse.config import format_size
+from agentfuse.config import count, format_size
 from agentfuse.errors import AgentfuseError, ConfigError
 from agentfuse.progress import Progress, Reporter
 
@@ -48,7 +48,7 @@ def print_json(value: object) -> None:
 def print_error(error: AgentfuseError) -> None:
     """The one place where a verb's error reaches a person."""
     if isinstance(error, ConfigError) and error.problems:
-        note(f"agentfuse: the configuration has {_count(len(error.problems), 'mistake')}")
+        note(f"agentfuse: the configuration has {count(len(error.problems), 'mistake')}")
         for problem in error.problems:
             note(f"  {problem}")
         return
@@ -106,10 +106,6 @@ def describe(moment: Progress) -> str:
     if moment.total_bytes:
         size += f" of {format_size(moment.total_bytes)}"
     return f"{_PHASES[moment.phase]}: {files} files, {size}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _write(stream: TextIO, text: str, *, escape: bool = True) -> None:

@@ -11,7 +11,7 @@ import typer
 from agentfuse.cli import options
 from agentfuse.cli.history import REGION, open_snapshot
 from agentfuse.cli.output import note, say, terminal_reporter
-from agentfuse.config import format_size, parse_agent_id, parse_execution_id
+from agentfuse.config import count, format_size, parse_agent_id, parse_execution_id
 from agentfuse.errors import NotFoundError, UsageError
 from agentfuse.objectstore import open_store
 from agentfuse.snapshots.entries import printable
@@ -55,7 +55,7 @@ def restore(
     reporter = terminal_reporter(note)
     if to is not None:
         totals = export(opened, snapshot, reference.path or b"", Path(os.path.abspath(to)), reporter)
-        say(f"restored {_count(totals.files, 'file')}, {format_size(totals.bytes)}, into {to}")
+        say(f"restored {count(totals.files, 'file')}, {format_size(totals.bytes)}, into {to}")
         return
     number = snapshot.number
     report = Rewriter(opened, agent, REGION, reporter).restore(number, reference.path or b"")
@@ -162,7 +162,3 @@ def _where(reference: Reference) -> str:
 def _told(report: RewriteReport) -> str:
     changed = report.changed
     return f"{changed.added} added, {changed.removed} removed, {changed.changed} changed"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

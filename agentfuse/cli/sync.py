@@ -9,10 +9,11 @@ import typer
 
 from agentfuse.cli import options
 from agentfuse.cli.output import note, print_error, print_json, say, terminal_reporter
-from agentfuse.config import format_size
+from agentfuse.config import count, format_size
 from agentfuse.control.client import ControlClient
 from agentfuse.control.registry import open_registry
 from agentfuse.errors import NotFoundError, UnflushedError
+from agentfuse.progress import Silent
 
 
 def register(app: typer.Typer) -> None:
@@ -49,8 +50,9 @@ def _told(state: dict[str, Any]) -> str:
     if report is None:
         return "everything was in the store already"
     return (
-        f"snapshot {report['number']} holds {report['files']} files, {format_size(report['bytes'])}; "
-        f"sent {format_size(report['bytes_put'])} in {report['objects_put']} objects"
+        f"snapshot {report['number']} holds {count(report['files'], 'file')}, "
+        f"{format_size(report['bytes'])}; sent {format_size(report['bytes_put'])} "
+        f"in {count(report['objects_put'], 'object')}"
     )
 
 
@@ -71,7 +73,8 @@ def recover(
     from agentfuse.sync.recovery import recover as recover_homes  # noqa: PLC0415  needs what mounts need
 
     settings = options.configure(config=config, store=store, state=state)
-    found = list(recover_homes(settings, terminal_reporter(), store=settings.store if store else None))
+    reporter = Silent() if json else terminal_reporter()
+    found = list(recover_homes(settings, reporter, store=settings.store if store else None))
     if json:
         print_json([each.as_dict() for each in found])
     for each in found:
@@ -83,8 +86,12 @@ def recover(
     counts = {outcome: sum(each.outcome == outcome for each in found) for outcome in ("recovered", "failed")}
     if counts["failed"]:
         raise UnflushedError(
-            f"{counts['failed']} of {len(found)} unfinished homes could not be recovered",
+            f"{counts['failed']} of {count(len(found), 'unfinished home')} could not be recovered",
             hint="they are safe on this host; run it again when what is named above works",
         )
     if not json:
-        say(f"recovered {counts['recovered']} homes" if counts["recovered"] else "nothing is left to recover")
+        say(
+            f"recovered {count(counts['recovered'], 'home')}"
+            if counts["recovered"]
+            else "nothing is left to recover"
+        )

@@ -21,6 +21,7 @@ from typing import Literal, TypeVar
 
 import trio
 
+from agentfuse.config import count, format_size
 from agentfuse.errors import AgentfuseError, UnflushedError
 from agentfuse.home.changes import Changes
 from agentfuse.home.walk import local_disk
@@ -234,7 +235,7 @@ class RegionSync:
         files, size = self._changes.totals()
         why = self._error.message if self._error else f"it is still {self._state}"
         return UnflushedError(
-            f"{self.name}/: {files} changed files ({size} bytes) are in no snapshot yet: {why}",
+            f"{self.name}/: {count(files, 'changed file')}, {format_size(size)}, in no snapshot yet: {why}",
             hint="they are safe on this host, and are tried again; see agentfuse status",
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from agentfuse.config import Config, format_size
+from agentfuse.config import Config, count, format_size
 from agentfuse.errors import AgentfuseError, BusyError, EnvironmentProblem, UsageError
 from agentfuse.home.quota import Ledger
 from agentfuse.home.tree import Home, HomeRecord, Status, list_homes, now, remove_home, take_stock
@@ -21,7 +21,7 @@ from agentfuse.objectstore import probe
 from agentfuse.progress import Reporter
 from agentfuse.sync.recovery import finish, held, owner_of
 from agentfuse.sync.stores import Stores
-from agentfuse.sync.synced import SyncedRegions, count
+from agentfuse.sync.synced import SyncedRegions
 
 
 class HomeKeeper:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from agentfuse.config import format_size
+from agentfuse.config import count, format_size
 from agentfuse.home.index import Index
 from agentfuse.home.tree import Home, HomeRecord
 from agentfuse.objectstore import ObjectStore
@@ -86,8 +86,3 @@ def told(region: str, report: CommitReport) -> Iterator[str]:
         )
     if report.skipped:
         yield f"{region}/: sockets and devices are not kept: {', '.join(report.skipped[:5])}"
-
-
-def count(number: int, noun: str) -> str:
-    """``1 file``, ``2 files``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -16,8 +16,10 @@ import pytest
 import trio
 import trio.testing
 
+from agentfuse.control import client as client_module
 from agentfuse.control import server as control_server
 from agentfuse.control.client import ControlClient
+from agentfuse.control.server import DEFAULT_SYNC_S
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError
 
 
@@ -30,6 +32,7 @@ class FakeMount:
         self.gate.set()
         self.finished = trio.Event()
         self.lazy: bool | None = None
+        self.timeout_s: float | None = None
         self.error: Exception | None = None
 
     def status(self) -> dict[str, object]:
@@ -37,8 +40,14 @@ class FakeMount:
             raise self.error
         return {"pid": 1, "mountpoint": "/home/\udcff"}
 
-    async def unmount(self, *, lazy: bool) -> AsyncGenerator[dict[str, object], None]:
-        self.lazy = lazy
+    async def sync(self, *, timeout_s: float) -> AsyncGenerator[dict[str, object], None]:
+        self.timeout_s = timeout_s
+        yield {"done": {}}
+
+    async def unmount(
+        self, *, lazy: bool, timeout_s: float | None
+    ) -> AsyncGenerator[dict[str, object], None]:
+        self.lazy, self.timeout_s = lazy, timeout_s
         for line in self.lines:
             yield line
         await self.gate.wait()
@@ -124,6 +133,20 @@ async def test_unmount_streams_its_account_to_the_end(tmp_path: Path) -> None:
     assert mount.lazy is True
 
 
+async def test_the_time_that_a_client_gives_reaches_the_mount(tmp_path: Path) -> None:
+    mount = FakeMount()
+    mount.gate.set()
+    async with serving(tmp_path / "s", mount) as nursery:
+        client = ControlClient(tmp_path / "s")
+        await trio.to_thread.run_sync(lambda: list(client.sync(timeout_s=7)))
+        assert mount.timeout_s == 7
+        await trio.to_thread.run_sync(lambda: list(client.sync()))
+        assert mount.timeout_s == DEFAULT_SYNC_S
+        await trio.to_thread.run_sync(lambda: list(client.unmount(timeout_s=3)))
+        assert (mount.lazy, mount.timeout_s) == (False, 3)
+        nursery.cancel_scope.cancel()
+
+
 async def test_unmount_reports_the_daemons_own_error_and_exit_code(tmp_path: Path) -> None:
     mount = FakeMount(lines=[{"say": "flushing"}])
     mount.error = UnflushedError("the store is away", hint="try again")
@@ -203,6 +226,9 @@ async def test_a_silent_unmount_sends_heartbeats(autojump_clock: trio.testing.Mo
         (request("POST", "/v1/unmount", b'["lazy"]'), 400),
         (request("POST", "/v1/unmount", b'{"lazy": 1}'), 400),
         (request("POST", "/v1/unmount", b'{"force": true}'), 400),
+        (request("POST", "/v1/unmount", b'{"timeout_s": -1}'), 400),
+        (request("GET", "/v1/sync"), 405),
+        (request("POST", "/v1/sync", b'{"timeout_s": "60"}'), 400),
         (request("POST", "/v1/unmount", b"[" * 60_000), 400),
         (request("POST", "/v1/unmount", b" " * 65_537), 413),
         (b"GET /v1/status HTTP/1.1\r\n\r\n", 400),
@@ -327,7 +353,10 @@ def test_a_daemon_that_dies_while_unmounting_is_never_taken_for_success(
     thread.join()
 
 
-def test_an_unmount_beyond_its_timeout_is_busy(tmp_path: Path, listener: socket.socket) -> None:
+def test_an_unmount_far_beyond_its_timeout_is_busy(
+    tmp_path: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "OVERTIME_S", 0)
     body = b'{"say":"x"}\n{"say":"y"}\n'
     thread = answer_once(listener, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
     with pytest.raises(BusyError, match="did not end within 0 s"):

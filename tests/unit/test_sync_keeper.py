@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentfuse.config import Config, load_config
-from agentfuse.errors import StoreError, UnflushedError, UsageError
+from agentfuse.errors import StoreError, UsageError
 from agentfuse.home.tree import Home
 from agentfuse.progress import Silent
 from agentfuse.sync.keeper import HomeKeeper
@@ -41,7 +41,7 @@ def test_the_next_execution_remembers_shared_and_nothing_else(open_home: Open) -
     first = open_home("one")
     (first.home.tree / "shared" / "note").write_text("remember")
     (first.home.tree / "workspace" / "scratch").write_text("forget")
-    first.flush()
+    first.flush(Silent())
     first.end()
     second = open_home("two")
     assert (second.home.tree / "shared" / "note").read_text() == "remember"
@@ -51,7 +51,7 @@ def test_the_next_execution_remembers_shared_and_nothing_else(open_home: Open) -
 def test_an_execution_that_ended_cleanly_finds_its_workspace_again(open_home: Open) -> None:
     first = open_home("one")
     (first.home.tree / "workspace" / "scratch").write_text("mine")
-    first.flush()
+    first.flush(Silent())
     first.end()
     assert (open_home("one").home.tree / "workspace" / "scratch").read_text() == "mine"
 
@@ -78,8 +78,8 @@ def test_a_store_that_vanished_is_not_taken_for_an_empty_one(open_home: Open, co
     first = open_home("one")
     (first.home.tree / "shared" / "note").write_text("v1")
     store.rename(config.state / "elsewhere")
-    with pytest.raises(UnflushedError, match="it was there and is gone"):
-        first.flush()
+    with pytest.raises(StoreError, match="it was there and is gone"):
+        first.flush(Silent())
     with pytest.raises(StoreError, match="it was there and is gone"):
         open_home("two")
     (config.state / "elsewhere").rename(store)
@@ -121,7 +121,7 @@ def test_times_that_no_document_can_hold_are_kept_as_far_as_it_can(open_home: Op
         note = first.home.tree / "shared" / "note"
         note.touch()
         os.utime(note, (99_999_999_999_999, 99_999_999_999_999))
-        first.flush()
+        first.flush(Silent())
         first.end()
         second = open_home("two", state=config)
         assert (second.home.tree / "shared" / "note").stat().st_mtime_ns // 10**9 == 999_999_999_999
