@@ -12,6 +12,7 @@ import stat
 
 from agentfuse.fuse.handles import Handle, OpenFile
 from agentfuse.fuse.inodes import Inode, InodeTable
+from agentfuse.killpoints import passing
 
 MAX_FILE_BYTES = (1 << 44) - (1 << 12)
 """The largest file that ext4 holds; what is beyond is EFBIG rather than a matter of quotas."""
@@ -74,6 +75,7 @@ class Content:
             file.inode.account.changes.note_complete()
         if file.openers > 0:
             return
+        passing("close.last")
         inode = file.inode
         inode.file = None
         if inode.last_stat is not None:
@@ -102,12 +104,15 @@ class Content:
             if end > MAX_FILE_BYTES:
                 raise OSError(errno.EFBIG, "beyond the largest file")
             data = _what_fits(handle, offset, data)
+        passing("write.begun")
         written = os.pwrite(file.writing_fd, data, offset)
+        passing("write.written")
         end = offset + written
         if end > file.size:
             inode.account.bytes_used += end - file.size
             file.size = end
         self._note_change(file)
+        passing("write.booked")
         if inode.mode & _SET_ID:
             drop_set_id(file.writing_fd, inode)
         return written
@@ -148,6 +153,7 @@ class Content:
         account = file.inode.account
         account.require(size - file.size, 0)
         os.ftruncate(file.writing_fd, size)
+        passing("truncate.cut")
         account.bytes_used += size - file.size
         file.size = size
         self._note_change(file)

@@ -20,6 +20,7 @@ from agentfuse.fuse.inodes import Inode, InodeTable
 from agentfuse.fuse.names import RENAME_EXCHANGE, RENAME_NOREPLACE, Rename, Side, name_is_gone, renameat2
 from agentfuse.home.quota import Account, Ledger
 from agentfuse.home.walk import open_directory
+from agentfuse.killpoints import passing
 
 NAME_MAX = 255
 
@@ -173,6 +174,7 @@ class Filesystem:
                 raise
             handle = self.content.open(entry[0], flags)
             return entry[0], self._stat(entry[0]), handle
+        passing("create.made")
         account.add(0, 1)
         try:
             self._give(parent, fd, None, mode, caller)
@@ -268,6 +270,7 @@ class Filesystem:
             self.inodes.anchor(inode)
             directory_fd = self._directory(parent)
         os.unlink(name, dir_fd=directory_fd)
+        passing("unlink.gone")
         name_is_gone(self.inodes, self._account_of(parent, name), parent, name, st)
 
     def rmdir(self, parent_id: int, name: bytes) -> None:
@@ -313,7 +316,9 @@ class Filesystem:
             renameat2(old_fd, old, new_fd, new, RENAME_EXCHANGE)
         else:
             os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+        passing("rename.moved")
         rename.book()
+        passing("rename.booked")
 
     # Common ----------------------------------------------------------------------------------------
 

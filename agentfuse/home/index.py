@@ -21,6 +21,7 @@ import msgspec
 
 from agentfuse.errors import EnvironmentProblem
 from agentfuse.home.tree import write_durably
+from agentfuse.killpoints import passing
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -86,9 +87,12 @@ class Index:
     def write(self, base: Base, *, changed: Iterable[Row], removed: Iterable[bytes] = ()) -> None:
         """Note what was synced, in one transaction: new and changed rows, paths that are gone, the base."""
         with self._lock:
+            passing("note.begun")
             self._with_database(lambda db: _write(db, base, changed, removed))
+            passing("note.between")
             if base.exact:
                 write_durably(self._number_path, b"%d\n" % base.number)
+            passing("note.written")
 
     def clear(self) -> None:
         """Forget everything: the tree is about to be made anew."""

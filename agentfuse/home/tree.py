@@ -20,6 +20,7 @@ import msgspec
 from agentfuse.errors import BusyError, EnvironmentProblem, IntegrityError
 from agentfuse.home.quota import Ledger
 from agentfuse.home.walk import Cursor, clear_tree, join, read_directory
+from agentfuse.killpoints import passing
 from agentfuse.regions import Region
 
 # Whoever asks "is it held?" holds the lock for microseconds; whoever really wants it outwaits that.
@@ -76,7 +77,9 @@ class Home:
 
     def write_record(self, record: HomeRecord) -> None:
         """Replace the record; it appears whole or not at all, and survives a power cut."""
+        passing("record.begun")
         write_durably(self.path / "home.json", msgspec.json.encode(record) + b"\n")
+        passing("record.written")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -122,7 +125,9 @@ def list_homes(state: Path) -> list[Home]:
 
 def remove_home(home: Home) -> None:
     """Remove a home from this host; the caller holds its lock and knows that nothing in it is needed."""
+    passing("remove.begun")
     clear_tree(home.tree)
+    passing("remove.cleared")
     shutil.rmtree(home.path)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from agentfuse.errors import IntegrityError, StoreError
+from agentfuse.killpoints import passing
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.snapshots.document import Snapshot, decode, encode
 from agentfuse.snapshots.layout import check_id, check_region, snapshot_key, snapshot_number, snapshots_prefix
@@ -76,13 +77,16 @@ class History:
         """
         key = snapshot_key(self._agent, self._region, snapshot.number)
         document = encode(snapshot)
+        passing("commit.begun")
         try:
             won = self._store.put_if_absent(key, document)
         except StoreError as error:
+            passing("commit.answer-lost")
             won = self._is_there_after_all(snapshot, error)
         else:
             won = won or self.read(snapshot.number).commit == snapshot.commit
         if won:
+            passing("commit.won")
             self._known = max(self._known, snapshot.number)
         return won
 

@@ -25,6 +25,7 @@ from agentfuse.config import count, format_size
 from agentfuse.errors import AgentfuseError, UnflushedError
 from agentfuse.home.changes import Changes
 from agentfuse.home.walk import local_disk
+from agentfuse.killpoints import passing
 from agentfuse.progress import Silent
 from agentfuse.snapshots.entries import printable
 from agentfuse.snapshots.rebase import Conflict
@@ -189,12 +190,14 @@ class RegionSync:
         if commits:
             self._state = "committing"
             report = await self._in_thread(lambda: self._memory.commit(Silent(), "checkpoint", moment))
+            passing("checkpoint.committed")
             self._changes.captured_is_committed()
             self._committed_version = version
             self._note_commit(report)
         else:
             self._state = "sending"
             await self._in_thread(lambda: self._memory.send(moment, Silent()))
+            passing("send.sent")
             self._changes.captured_is_lost()  # it is in no snapshot yet
 
     async def _capture(self, spool: Spool) -> tuple[Moment, int]:
@@ -203,11 +206,15 @@ class RegionSync:
         version = self._changes.capture()
         with contextlib.suppress(AgentfuseError):  # what moves under our eyes may look impossible
             await self._in_thread(moment.look)
+            passing("capture.looked")
             if self._changes.version == version:
                 return moment, version
         with self._still():
+            passing("capture.still")
             version = self._changes.capture()
             await self._in_thread(moment.look)
+            passing("capture.taken")
+        passing("capture.moving")
         return moment, version
 
     def _note_commit(self, report: CommitReport) -> None:

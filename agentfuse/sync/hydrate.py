@@ -19,6 +19,7 @@ from pathlib import Path
 
 from agentfuse.errors import EnvironmentProblem
 from agentfuse.home.walk import Cursor, local_disk
+from agentfuse.killpoints import passing
 from agentfuse.objectstore.base import CHUNK_BYTES, ObjectStore
 from agentfuse.snapshots.entries import EMPTY_SHA256, Entry, printable, totals_of, tree_key
 from agentfuse.snapshots.layout import object_key
@@ -58,10 +59,12 @@ def hydrate(
         _check_room(root, entries.values())
         writer = _Writer(cursor, entries, owner, meter)
         writer.begin()
+        passing("restore.begun")
         runs = plan(writer.contents())
         _fetch(store, agent, runs, writer)
         writer.finish()
         _sync_filesystem(cursor.enter(b""))
+        passing("restore.complete")
     return len(runs)
 
 
@@ -176,6 +179,7 @@ class _Writer:
     def write(self, contents: list[tuple[Entry, memoryview]]) -> None:
         """Write verified contents to every inode that has them."""
         for first, content in contents:
+            passing("restore.content")
             for entry in self._inodes[first.sha256]:
                 file = self.create(entry)
                 _write_all(file, content)

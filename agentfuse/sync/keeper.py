@@ -17,6 +17,7 @@ from agentfuse.errors import AgentfuseError, BusyError, EnvironmentProblem, Usag
 from agentfuse.home.quota import Ledger
 from agentfuse.home.tree import Home, HomeRecord, Status, list_homes, now, remove_home, take_stock
 from agentfuse.home.walk import clear_tree
+from agentfuse.killpoints import passing
 from agentfuse.objectstore import probe
 from agentfuse.progress import Reporter
 from agentfuse.sync.recovery import finish, held, owner_of
@@ -75,6 +76,7 @@ class HomeKeeper:
 
     def end(self) -> None:
         """Everything durable is in the store: mark the home so, or remove it when it cannot be resumed."""
+        passing("end.flushed")
         self._write(status="clean", ended_at=now())
         if self._ephemeral or self.config.keep_ended_s == 0:
             remove_home(self.home)
@@ -122,6 +124,7 @@ class HomeKeeper:
                     f"{region.name}/: restored {count(report.files, 'file')}, {format_size(report.bytes)}, "
                     f"from snapshot {report.number}"
                 )
+        passing("restore.noted")
         self._write(status="live", mountpoint=str(self._mountpoint))
 
     def _finish_others(self) -> None:

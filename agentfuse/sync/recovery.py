@@ -16,6 +16,7 @@ import msgspec
 from agentfuse.config import Config
 from agentfuse.errors import AgentfuseError, BusyError
 from agentfuse.home.tree import Home, HomeRecord, list_homes, now
+from agentfuse.killpoints import passing
 from agentfuse.progress import Reporter
 from agentfuse.sync.stores import Stores
 from agentfuse.sync.synced import SyncedRegions
@@ -72,9 +73,11 @@ def finish(config: Config, home: Home, record: HomeRecord, reporter: Reporter) -
     """
     if record.status == "live":
         reporter.say(f"finishing execution {record.execution}, which ended without its flush")
+        passing("finish.begun")
         opened = Stores(config.state).open(record.store)
         with SyncedRegions(config.regions, home, record, opened, owner_of(config)) as synced:
             synced.commit(reporter, "recovered", home.tree)
+        passing("finish.committed")
     else:
         reporter.say(f"execution {record.execution} was never mounted: its memory is in the store")
     home.write_record(msgspec.structs.replace(record, status="clean", ended_at=now()))

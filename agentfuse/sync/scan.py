@@ -21,6 +21,7 @@ import msgspec
 
 from agentfuse.errors import AgentfuseError
 from agentfuse.home.walk import Cursor, changed_meanwhile, join, local_disk, read_directory
+from agentfuse.killpoints import passing
 from agentfuse.snapshots.document import MAX_DOCUMENT_BYTES, MAX_TIME_NS
 from agentfuse.snapshots.entries import Entry, Kind, is_kept_xattr
 from agentfuse.sync.reports import Meter
@@ -113,6 +114,7 @@ class Capture:
         """What a look found, with all hashes. Raises ``EnvironmentProblem`` when the disk fails."""
         with local_disk(self._root):
             hashes = {copy: self._spool.hash(copy) for copy in set(found.copies.values())}
+        passing("capture.hashed")
         entries = dict(found.entries)
         for path, copy in found.copies.items():
             entries[path] = msgspec.structs.replace(entries[path], sha256=hashes[copy])

@@ -23,6 +23,7 @@ import msgspec
 
 from agentfuse.errors import ObjectNotFoundError
 from agentfuse.home.walk import Cursor, changed_meanwhile, local_disk
+from agentfuse.killpoints import passing
 from agentfuse.objectstore.base import ObjectStat, ObjectStore, Source
 from agentfuse.snapshots.entries import Entry
 from agentfuse.snapshots.layout import object_key
@@ -133,17 +134,21 @@ class Uploader:
             if found is not None and _is_young(found, size_bytes):
                 return name, False
             name = _unused_name() if found else name
+            passing("upload.begun")
             self._store.put(object_key(self._agent, name), content, size_bytes=size_bytes)
+            passing("upload.sent")
             return name, True
 
     def _send_pack(self, pack: _Pack) -> tuple[str, bool]:
         body = bytes(pack.body)
         pack.body.clear()
         name = hashlib.sha256(body).hexdigest()
+        passing("upload.begun")
         found = self._find(name) if self._may_be_there else None
         if found is None:
             # A fresh home's packs are new nearly always: whether they are, the put itself finds out.
             if self._store.put_if_absent(object_key(self._agent, name), body):
+                passing("upload.sent")
                 return name, True
             found = self._find(name)
         if found is not None and _is_young(found, len(body)):
