@@ -1,4 +1,4 @@
-"""Wrappers of object stores with the same interface: one that counts requests, one that fails on demand."""
+"""Wrappers of object stores with the same interface: they count requests, fail on demand, or forget."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agentfuse.errors import StoreError
 from agentfuse.objectstore import ObjectStat, ObjectStore, Source
+from agentfuse.objectstore.cache import CachedStore
 from agentfuse.objectstore.local import LocalStore
 
 PAGE = 1000
@@ -72,6 +73,9 @@ class CountingStore:
         self._count("delete", key)
         self.inner.delete(key)
 
+    def forget(self, key: str) -> None:
+        self.inner.forget(key)
+
 
 class FaultyStore(CountingStore):
     """Fails the requests that ``fails(number, method, key)`` names: "before" they take effect, or "after".
@@ -103,6 +107,19 @@ class FaultyStore(CountingStore):
     def put_if_absent(self, key: str, body: bytes) -> bool:
         won = super().put_if_absent(key, body)
         self._answer()
+        return won
+
+
+class ForgetfulStore(CachedStore):
+    """A cache that writing does not fill, so that reading does."""
+
+    def put(self, key: str, body: bytes | bytearray | Source, *, size_bytes: int | None = None) -> None:
+        super().put(key, body, size_bytes=size_bytes)
+        self.forget(key)
+
+    def put_if_absent(self, key: str, body: bytes) -> bool:
+        won = super().put_if_absent(key, body)
+        self.forget(key)
         return won
 
 

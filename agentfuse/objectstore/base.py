@@ -90,6 +90,12 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
 
+    def forget(self, key: str) -> None:
+        """Drop what this host keeps of an object, whose bytes proved wrong or are wanted no more.
+
+        Only a cache keeps any. The store is not asked, and this never fails.
+        """
+
 
 def check_key(key: str) -> str:
     """Return ``key``, or raise ``UsageError`` when no store may be asked for it."""

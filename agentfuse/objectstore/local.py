@@ -121,6 +121,9 @@ class LocalStore:
             os.unlink(path)
             _sync_directory(os.path.dirname(path))
 
+    def forget(self, key: str) -> None:
+        """Nothing is kept but the objects."""
+
     # -- the store as such
 
     def _path(self, key: str) -> str:

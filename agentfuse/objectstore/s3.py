@@ -151,6 +151,9 @@ class S3Store:
         with suppress(ObjectNotFoundError), map_botocore(self._shown(key)):
             self._client.delete_object(**where)
 
+    def forget(self, key: str) -> None:
+        """Nothing is kept but the objects."""
+
     def presign(self, key: str, ttl_s: int) -> str:
         """A URL by which anybody may read the object for ``ttl_s`` seconds. Does not ask whether it is there.
 

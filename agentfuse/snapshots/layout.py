@@ -10,6 +10,7 @@ DIGITS = 20
 SUFFIX = ".json.gz"
 _SMALL = re.compile(rf"(\d{{{DIGITS}}})\.json")
 _NUMBERED = re.compile(rf"(\d{{{DIGITS}}})(.*)", re.DOTALL)
+_OBJECT = re.compile(r"agents/[^/]+/objects/[0-9a-f]{2}/[0-9a-f]{64}")
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/]")
 
 
@@ -34,6 +35,11 @@ def check_id(kind: str, value: str) -> str:
 def object_key(agent: str, sha256: str) -> str:
     """Key of an object; ``sha256`` is the lower-case hexadecimal hash of the object's bytes."""
     return f"agents/{agent}/objects/{sha256[:2]}/{sha256}"
+
+
+def is_object_key(key: str) -> bool:
+    """Whether it is the key of an object, which never changes."""
+    return _OBJECT.fullmatch(key) is not None
 
 
 def agent_prefix(agent: str) -> str:

@@ -17,7 +17,7 @@ def read_content(store: ObjectStore, agent: str, entry: Entry) -> bytes:
         return b""
     key = object_key(agent, entry.object)
     content = store.get(key, offset=entry.offset, length=entry.size)
-    verify(key, entry, len(content), hashlib.sha256(content).hexdigest())
+    verify(store, key, entry, len(content), hashlib.sha256(content).hexdigest())
     return content
 
 
@@ -35,14 +35,18 @@ def stream_content(store: ObjectStore, agent: str, entry: Entry) -> Iterator[byt
         digest.update(piece)
         size += len(piece)
         held = piece
-    verify(key, entry, size, digest.hexdigest())
+    verify(store, key, entry, size, digest.hexdigest())
     yield held
 
 
-def verify(key: str, entry: Entry, size: int, sha256: str) -> None:
-    """Raise ``IntegrityError`` unless what was read of the object at ``key`` is what ``entry`` names."""
+def verify(store: ObjectStore, key: str, entry: Entry, size: int, sha256: str) -> None:
+    """Raise ``IntegrityError`` unless what was read of the object at ``key`` is what ``entry`` names.
+
+    What this host keeps of a damaged object is dropped: once it is repaired, it must be seen to be.
+    """
     if size == entry.size and sha256 == entry.sha256:
         return
+    store.forget(key)
     problem = f"ends {entry.size - size} bytes early" if size != entry.size else "holds other bytes"
     raise IntegrityError(
         f"object {key}: {problem} for {printable(entry.path)!r} (bytes {entry.offset} to "

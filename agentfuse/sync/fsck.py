@@ -110,7 +110,7 @@ class Checker:
         for entry in run.contents:
             content = data[entry.offset - run.offset :][: entry.size]
             try:
-                verify(key, entry, len(content), hashlib.sha256(content).hexdigest())
+                verify(self._store, key, entry, len(content), hashlib.sha256(content).hexdigest())
                 problems.append("")
             except IntegrityError as error:
                 problems.append(error.message)

@@ -115,7 +115,7 @@ def _get(store: ObjectStore, key: str, run: Run) -> list[tuple[Entry, memoryview
     for entry in run.contents:
         start = entry.offset - run.offset
         content = data[start : start + entry.size]
-        verify(key, entry, len(content), hashlib.sha256(content).hexdigest())
+        verify(store, key, entry, len(content), hashlib.sha256(content).hexdigest())
         found.append((entry, content))
     return found
 
@@ -129,7 +129,7 @@ def _fill(file: FileIO, store: ObjectStore, key: str, entry: Entry) -> FileIO:
             size += len(piece)
             digest.update(piece)
             _write_sparsely(file, piece)
-        verify(key, entry, size, digest.hexdigest())
+        verify(store, key, entry, size, digest.hexdigest())
         file.truncate(entry.size)
     except BaseException:
         file.close()

@@ -7,18 +7,24 @@ import multiprocessing
 import random
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from s3_servers import STORES
-from stores import CountingStore, FaultyStore
+from stores import CountingStore, FaultyStore, ForgetfulStore
 
 from agentfuse.errors import ObjectNotFoundError, StoreError, UsageError
 from agentfuse.objectstore import ObjectStore, open_store, probe
+from agentfuse.objectstore.cache import CachedStore
 
-WRAPPERS: dict[str, Callable[[ObjectStore], ObjectStore]] = {
-    "plain": lambda store: store,
-    "counting": CountingStore,
-    "faulty": lambda store: FaultyStore(store, lambda *_: None),
+WRAPPERS: dict[str, Callable[[ObjectStore, Path], ObjectStore]] = {
+    "plain": lambda store, _: store,
+    "counting": lambda store, _: CountingStore(store),
+    "faulty": lambda store, _: FaultyStore(store, lambda *_: None),
+    "cached": lambda store, path: CachedStore(store, path / "cache", 2**30, is_kept=lambda _: True),
+    "cached-by-reading": lambda store, path: ForgetfulStore(
+        store, path / "cache", 2**30, is_kept=lambda _: True
+    ),
 }
 # What wraps a store does the same to each: it is tried on the fastest one.
 OPENED = [("local", wrapper) for wrapper in WRAPPERS] + [
@@ -27,9 +33,9 @@ OPENED = [("local", wrapper) for wrapper in WRAPPERS] + [
 
 
 @pytest.fixture(params=OPENED, ids="-".join)
-def store(request: pytest.FixtureRequest) -> ObjectStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     name, wrapper = request.param
-    return WRAPPERS[wrapper](open_store(STORES[name](request)))
+    return WRAPPERS[wrapper](open_store(STORES[name](request)), tmp_path)
 
 
 def keys(store: ObjectStore, prefix: str = "", **options: str) -> list[str]:
@@ -103,7 +109,10 @@ def test_a_source_that_fails_writes_nothing(store: ObjectStore) -> None:
 )
 def test_ranges(store: ObjectStore, offset: int, length: int | None, expected: bytes) -> None:
     store.put("digits", b"0123456789")
-    assert store.get("digits", offset=offset, length=length) == expected
+    for _ in range(2):
+        assert store.get("digits", offset=offset, length=length) == expected
+        assert b"".join(store.stream("digits", offset=offset, length=length)) == expected
+    store.forget("digits")
     assert b"".join(store.stream("digits", offset=offset, length=length)) == expected
 
 
