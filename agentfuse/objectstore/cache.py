@@ -128,6 +128,11 @@ def with_cache(
     return CachedStore(store, directory, max_bytes, is_kept=is_kept)
 
 
+def without_cache(store: ObjectStore) -> ObjectStore:
+    """What :func:`with_cache` was given."""
+    return store.store if isinstance(store, CachedStore) else store
+
+
 class _Tee:
     """A source that is written into a cache as it is read."""
 

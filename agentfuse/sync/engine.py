@@ -25,7 +25,7 @@ from agentfuse.progress import Reporter
 from agentfuse.snapshots.document import Snapshot
 from agentfuse.snapshots.entries import Entry, printable, totals_of
 from agentfuse.snapshots.history import History
-from agentfuse.snapshots.layout import check_id, check_region
+from agentfuse.snapshots.layout import check_id, check_region, object_key
 from agentfuse.snapshots.rebase import Listing, Rebased, by_path, is_changed
 from agentfuse.sync.hydrate import hydrate
 from agentfuse.sync.merge import Merger, sources
@@ -167,6 +167,7 @@ class Memory:
             return CommitReport(None, skipped=skipped)
         put_before = self._uploader.objects_put, self._uploader.bytes_put
         number, entries, rebased, merged = self._commit_upon_newest(synced, now, reporter, reason)
+        self._forget_others(synced, entries)
         totals = totals_of(entries.values())
         return CommitReport(
             number,
@@ -296,6 +297,13 @@ class Memory:
             self._index.write(base, changed=changed, removed=removed)
         except EnvironmentProblem as error:
             _log.warning("what was committed is safe, but the next commit has more to read: %s", error)
+
+    def _forget_others(self, synced: _Synced, committed: Listing) -> None:
+        """Keep on this host only what the next run will ask for: a file that changes every few seconds would
+        push everything else out of the cache."""
+        named = {entry.object for entry in committed.values()}
+        for name in {place.object for place in self._places_of_bases(synced).values()} - named:
+            self._store.forget(object_key(self._agent, name))
 
     def _places_of_bases(self, synced: _Synced) -> dict[str, Place]:
         """Where contents are that only this disk has: the bases of merges to come, see ``_place``."""

@@ -48,7 +48,7 @@ class HomeKeeper:
 
     def open(self) -> None:
         """Bring the home to where it can be mounted: laid out, restored, its use counted."""
-        stores = Stores(self.config.state)
+        stores = Stores(self.config.state, cache_bytes=self.config.cache_bytes)
         store = stores.open(self.config.store)
         probe(store)
         stores.remember(self.config.store)

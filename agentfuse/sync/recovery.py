@@ -74,7 +74,7 @@ def finish(config: Config, home: Home, record: HomeRecord, reporter: Reporter) -
     if record.status == "live":
         reporter.say(f"finishing execution {record.execution}, which ended without its flush")
         passing("finish.begun")
-        opened = Stores(config.state).open(record.store)
+        opened = Stores(config.state, cache_bytes=config.cache_bytes).open(record.store)
         with SyncedRegions(config.regions, home, record, opened, owner_of(config)) as synced:
             synced.commit(reporter, "recovered", home.tree)
         passing("finish.committed")

@@ -7,17 +7,25 @@ from pathlib import Path
 
 from agentfuse.home.tree import write_durably
 from agentfuse.objectstore import ObjectStore, open_store
+from agentfuse.objectstore.cache import with_cache
+from agentfuse.snapshots.layout import is_object_key
 
 
 class Stores:
-    """Opens stores for a state directory, and remembers them there (``STATE/stores/``)."""
+    """Opens stores for a state directory, and remembers them there (``STATE/stores/``).
 
-    def __init__(self, state: Path) -> None:
+    All share a cache of ``cache_bytes`` in ``STATE/cache/``.
+    """
+
+    def __init__(self, state: Path, *, cache_bytes: int) -> None:
         self._directory = state / "stores"
+        self._cache = state / "cache"
+        self._cache_bytes = cache_bytes
 
     def open(self, url: str) -> ObjectStore:
         """The store at ``url``; one that was remembered must still be there. Raises ``StoreError``."""
-        return open_store(url, is_known=self._memo(url).exists())
+        store = open_store(url, is_known=self._memo(url).exists())
+        return with_cache(store, self._cache, self._cache_bytes, is_kept=is_object_key)
 
     def remember(self, url: str) -> None:
         """The store at ``url`` is used from now on."""

@@ -10,6 +10,7 @@ from agentfuse.config import count, format_size
 from agentfuse.home.index import Index
 from agentfuse.home.tree import Home, HomeRecord
 from agentfuse.objectstore import ObjectStore
+from agentfuse.objectstore.cache import without_cache
 from agentfuse.progress import Reporter
 from agentfuse.regions import Region, Scope, SyncPolicy
 from agentfuse.snapshots.entries import printable
@@ -37,7 +38,7 @@ class SyncedRegions:
             self._indexes.append(index)
             is_agents = region.scope is Scope.AGENT
             self.memories[region] = Memory(
-                store=store,
+                store=store if is_agents else without_cache(store),  # no later run reads these
                 agent=record.agent,
                 execution=record.execution,
                 root=home.tree / region.name,

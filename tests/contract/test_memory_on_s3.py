@@ -13,10 +13,14 @@ import pytest
 from memories import Run, grow_nasty_tree, picture
 from s3_servers import STORES, Server
 
+from agentfuse.config import load_config
 from agentfuse.errors import StoreError
+from agentfuse.home.tree import Home
 from agentfuse.objectstore.s3 import PART_BYTES, S3Store
 from agentfuse.objectstore.s3_sdk import Patience
 from agentfuse.objectstore.s3_url import parse_s3_url
+from agentfuse.progress import Silent
+from agentfuse.sync.keeper import HomeKeeper
 
 
 class Wire:
@@ -82,6 +86,35 @@ def test_many_small_files_cost_few_requests(tmp_path: Path, store: S3Store, wire
     (second.root / "d1/f1").write_bytes(b"changed")
     assert second.commit().number == 2
     assert wire.taken() == {"ListObjectsV2": 1, "PutObject": 2}
+
+
+@pytest.mark.parametrize(("cache_size", "gets"), [("1GiB", 2), ("0", 5)])
+def test_a_host_that_has_a_memory_fetches_only_the_snapshot(
+    tmp_path: Path, store: S3Store, wire: Wire, cache_size: str, gets: int
+) -> None:
+    config = load_config(
+        None,
+        environ={},
+        overrides={"state": str(tmp_path / "state"), "store": store.url, "cache_size": cache_size},
+    )
+
+    def run(execution: str) -> HomeKeeper:
+        home = Home(config.state, execution)
+        home.path.mkdir(parents=True)
+        keeper = HomeKeeper(
+            config, home, agent="a", mountpoint=Path("/nowhere"), ephemeral=False, reporter=Silent()
+        )
+        keeper.open()
+        return keeper
+
+    first = run("e1")
+    grow_nasty_tree(first.home.tree / "shared")
+    first.flush(Silent())
+    first.end()
+    wire.taken()
+    second = run("e2")
+    assert wire.taken()["GetObject"] == gets, "the probe's, the snapshot, and without a cache the contents"
+    assert picture(second.home.tree / "shared") == picture(first.home.tree / "shared")
 
 
 def test_a_large_file_travels_in_parts(tmp_path: Path, store: S3Store, wire: Wire) -> None:

@@ -150,6 +150,21 @@ def test_an_object_that_was_damaged_is_read_anew_once_it_is_repaired(
         assert picture(run.root) == picture(first.root)
 
 
+def test_a_file_that_changes_all_the_time_leaves_room_for_the_others(
+    tmp_path: Path, store: CountingStore, directory: Path
+) -> None:
+    run = Run(tmp_path, cached(store, directory, 6_000_000))
+    run.write("old", random.Random(5).randbytes(2_000_000))
+    for number in range(8):
+        run.write("database", random.Random(number).randbytes(1_500_000))
+        run.write("log", b"%d" % number)
+        run.commit()
+    store.reset()
+    Run(tmp_path, cached(store, directory), "e2").restore()
+    assert object_gets(store) == 0
+    assert len(kept(directory)) == 3
+
+
 # -- ranges
 
 

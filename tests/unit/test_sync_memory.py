@@ -15,8 +15,12 @@ from pathlib import Path
 from memories import Run
 from stores import local_store
 
+from agentfuse.objectstore.cache import CachedStore
+from agentfuse.snapshots.layout import is_object_key
+
 base, verb, execution = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-run = Run(base, local_store(base), execution)
+store = CachedStore(local_store(base), base / ("cache of " + execution), 2**30, is_kept=is_object_key)
+run = Run(base, store, execution)
 report = getattr(run, verb)()
 assert report.number == 1, report
 peak_kb = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
