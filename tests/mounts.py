@@ -75,7 +75,8 @@ class Home:
         self.tolerated: list[str] = []
         self._reader: threading.Thread | None = None
         tables = [f"[regions.{n}]\nbytes = {b}\nfiles = {f}" for n, (b, f) in (regions or {}).items()]
-        self.config.write_text("\n".join([top, *tables, ""]))
+        patience = "" if "flush_timeout" in top else 'flush_timeout = "0s"\n'
+        self.config.write_text("\n".join([patience + top, *tables, ""]))
         self.path.mkdir(exist_ok=True)
 
     # The daemon ------------------------------------------------------------------------------------

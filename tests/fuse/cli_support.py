@@ -35,7 +35,7 @@ class Host:
             "AGENTFUSE_STORE": self.store.as_uri(),
             "AGENTFUSE_CONFIG": str(base / "config.toml"),
         }
-        (base / "config.toml").touch()
+        (base / "config.toml").write_text('flush_timeout = "0s"\n')
         self._started: list[subprocess.Popen[str]] = []
 
     @property

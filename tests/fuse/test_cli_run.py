@@ -137,9 +137,8 @@ def test_a_failed_flush_is_told_and_wins_over_success_only(host: Host, own: int,
 
 
 def test_an_interrupted_flush_keeps_the_work_on_this_host(host: Host) -> None:
-    marker = host.store / ".agentfuse-store"
-    # A store whose marker is a FIFO answers nothing: the flush waits for ever.
-    program = f"echo x > shared/x; mv {marker} {host.base}/marker; mkfifo {marker}"
+    (host.base / "config.toml").write_text('flush_timeout = "1h"\n')
+    program = f"echo x > shared/x; mv {host.store} {host.base}/away"
     process = host.start("run", "--agent", "a", "--execution", "e1", "--", "sh", "-c", program)
     while not any(row["state"] == "flushing" for row in json.loads(host.run("ps", "--json").stdout)):
         assert process.poll() is None
@@ -148,7 +147,7 @@ def test_an_interrupted_flush_keeps_the_work_on_this_host(host: Host) -> None:
     assert process.returncode == 75, err
     assert "interrupted while flushing: execution e1" in err
     assert private_directories(host) == []
-    (host.base / "marker").rename(marker)
+    (host.base / "away").rename(host.store)
     assert host.run("run", "--agent", "a", "cat", "shared/x").stdout == "x\n"
 
 

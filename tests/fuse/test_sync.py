@@ -26,7 +26,6 @@ pytestmark = pytest.mark.mount
 
 QUICK = 'sync_delay = "200ms"\ncheckpoint_interval = "300ms"\n'
 NEVER = 'sync_delay = "1d"\ncheckpoint_interval = "1d"\n'
-SHORT = 'flush_timeout = "0s"\n'
 
 Make = Callable[..., Home]
 
@@ -271,7 +270,7 @@ def test_a_dead_store_stops_nobody_and_is_caught_up_with(new_home: Make) -> None
 
 
 def test_an_unmount_tries_a_dead_store_again_until_it_is_back(new_home: Make) -> None:
-    home = new_home(top=NEVER).start()
+    home = new_home(top=NEVER + 'flush_timeout = "60s"\n').start()
     (home.path / "shared" / "note").write_text("learned")
     with outage(home):
         ending = subprocess.Popen(
