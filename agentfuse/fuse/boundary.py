@@ -28,6 +28,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._opened: trio.Event | None = None
+        self._holders = 0
 
     @property
     def is_closed(self) -> bool:
@@ -36,14 +37,17 @@ class Gate:
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
-        """Nothing changes while this is held, by one holder at a time."""
-        assert self._opened is None
-        opened = self._opened = trio.Event()
+        """Nothing changes while anybody holds this."""
+        if self._opened is None:
+            self._opened = trio.Event()
+        self._holders += 1
         try:
             yield
         finally:
-            self._opened = None
-            opened.set()
+            self._holders -= 1
+            if not self._holders:
+                self._opened.set()
+                self._opened = None
 
     async def passed(self) -> None:
         """Wait until it is open; the caller then acts without a checkpoint in between."""
