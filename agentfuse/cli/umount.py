@@ -19,7 +19,7 @@ from agentfuse.control.liveness import liveness
 from agentfuse.control.mountinfo import mounts_at, resolve_mountpoint
 from agentfuse.control.registry import PublishedMount, Registry, open_registry
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError
-from agentfuse.home.tree import HomeRecord, list_homes
+from agentfuse.home.tree import Home, HomeRecord, list_homes
 from agentfuse.progress import Progress, Reporter
 
 _NAMED_HOLDERS = 5
@@ -50,12 +50,27 @@ def umount(
     resolved = resolve_mountpoint(mountpoint)
     entry = published(registry, resolved)
     if entry and entry.alive:
-        end_mount(registry, entry, lazy=lazy, timeout_s=timeout, reporter=terminal_reporter())
+        try:
+            end_mount(registry, entry, lazy=lazy, timeout_s=timeout, reporter=terminal_reporter())
+        except NotFoundError:
+            _require_durable(entry, registry)  # it ended before it heard of us
         say(f"unmounted {resolved}: everything is durable")
     elif registry.is_served(resolved):
         raise BusyError(f"the daemon of {resolved} is just starting or ending", hint="try again in a moment")
     else:
         clean_up(registry, resolved, entry, options.configure(config=config, state=state))
+
+
+def _require_durable(entry: PublishedMount, registry: Registry) -> None:
+    """Raise UnflushedError unless the home of a mount that somebody else ended is in the store."""
+    record = entry.record
+    registry.wait_until_released(Path(record.mountpoint), timeout_s=ANSWER_DEADLINE_S)
+    left = Home(Path(record.state), record.execution).record()
+    if left is not None and left.status != "clean":
+        raise UnflushedError(
+            f"the daemon has ended, but execution {record.execution} is not in the store yet",
+            hint=f"it is safe on this host: agentfuse recover, or mounting agent {record.agent}, finishes it",
+        )
 
 
 def published(registry: Registry, mountpoint: Path) -> PublishedMount | None:

@@ -167,6 +167,19 @@ def sync_directory(path: Path) -> None:
 @contextmanager
 def locked_file(path: Path, busy: str) -> Iterator[None]:
     """Hold an flock on ``path`` (made when missing), or raise ``BusyError(busy)`` after a moment."""
+    deadline = time.monotonic() + _PROBE_PATIENCE_S
+    while (fd := _try_to_lock(path)) is None:
+        if time.monotonic() > deadline:
+            raise BusyError(busy, hint="see `agentfuse ps`, or choose another")
+        time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _try_to_lock(path: Path) -> int | None:
+    """The descriptor that holds the lock, None when somebody else does."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -175,18 +188,17 @@ def locked_file(path: Path, busy: str) -> Iterator[None]:
             hint="the state directory must be writable; choose another with --state",
         ) from error
     try:
-        deadline = time.monotonic() + _PROBE_PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise BusyError(busy, hint="see `agentfuse ps`, or choose another") from None
-                time.sleep(_POLL_S)
-        yield
-    finally:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever held it may have removed the home: then this is the lock of nothing.
+        if os.path.samestat(os.fstat(fd), os.stat(path)):
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
         os.close(fd)
+        raise
+    os.close(fd)
+    return None
 
 
 class Weight:

@@ -208,7 +208,7 @@ class _Scanner:
             entry, print_ = self._read(path, found)
         names.append(path)
         self.result.entries[path] = entry
-        self.result.prints[path] = print_ if print_.ctime_ns < self._settled_before_ns else UNTRUSTED
+        self._note_print(path, print_)
         self._meter.add(files=1, size=entry.size)
 
     def _read(self, path: bytes, found: os.stat_result) -> tuple[Entry, Print]:
@@ -238,7 +238,10 @@ class _Scanner:
 
     def _add(self, path: bytes, found: os.stat_result, entry: Entry) -> None:
         self.result.entries[path] = entry
-        self.result.prints[path] = _print(found)
+        self._note_print(path, _print(found))
+
+    def _note_print(self, path: bytes, print_: Print) -> None:
+        self.result.prints[path] = print_ if print_.ctime_ns < self._settled_before_ns else UNTRUSTED
 
     def _limit(self, path: bytes) -> None:
         # A listing names every path in full, which for absurd depth grows with its square.

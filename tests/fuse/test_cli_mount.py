@@ -244,6 +244,20 @@ def test_whoever_interrupts_a_start_ends_its_daemon(
 # --- umount
 
 
+def test_two_who_unmount_at_once_are_both_told_that_all_is_durable(host: Host) -> None:
+    for execution in ("e1", "e2", "e3"):
+        host.mount(execution=execution)
+        (host.home / "shared/x").write_text(execution)
+        both = [host.start("umount", host.home) for _ in range(3)]
+        said = [process.communicate(timeout=60) for process in both]
+        codes = [process.returncode for process in both]
+        # Who comes when everything is over finds nothing mounted: that is no failure of an unmount.
+        assert set(codes) <= {0, 66}, said
+        assert 0 in codes
+        for code, (_, err) in zip(codes, said, strict=True):
+            assert code == 0 or "nothing is mounted" in err, err
+
+
 def test_a_busy_mount_stays_and_its_holders_are_named(host: Host) -> None:
     host.mount()
     with subprocess.Popen(["sleep", "1000"], cwd=host.home / "shared") as sleeper:

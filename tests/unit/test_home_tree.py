@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -105,3 +106,13 @@ def test_weighing_gets_through_a_tree_deeper_than_there_are_descriptors(tmp_path
         for fd in fds:
             os.close(fd)
         os.system(f"rm -rf '{tmp_path}/d'")
+
+
+def test_the_lock_of_a_home_that_was_removed_locks_nobody_out(tmp_path: Path) -> None:
+    home = Home(tmp_path, "e")
+    home.path.mkdir(parents=True)
+    with home.locked():
+        shutil.rmtree(home.path)
+        home.path.mkdir()
+        with home.locked(), pytest.raises(BusyError), home.locked():
+            pytest.fail("two at once")
