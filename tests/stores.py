@@ -73,6 +73,10 @@ class CountingStore:
         self._count("delete", key)
         self.inner.delete(key)
 
+    def remove_leftovers(self, prefix: str, grace_s: float, *, dry_run: bool = False) -> int:
+        self._count("remove_leftovers", prefix)
+        return self.inner.remove_leftovers(prefix, grace_s, dry_run=dry_run)
+
     def forget(self, key: str) -> None:
         self.inner.forget(key)
 

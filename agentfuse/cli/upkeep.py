@@ -11,12 +11,13 @@ import typer
 from agentfuse.cli import options
 from agentfuse.cli.history import REGION
 from agentfuse.cli.output import note, print_error, print_json, say, terminal_reporter
-from agentfuse.config import format_size, parse_agent_id, parse_duration
+from agentfuse.config import count, format_size, parse_agent_id, parse_duration
 from agentfuse.errors import AgentfuseError, IntegrityError, UsageError
 from agentfuse.objectstore import open_store
 from agentfuse.snapshots.collect import Collector, CollectReport, Policy, agents
 from agentfuse.snapshots.entries import printable
 from agentfuse.snapshots.history import History
+from agentfuse.snapshots.layout import agent_prefix
 from agentfuse.snapshots.references import require_newest
 from agentfuse.sync.fsck import Checker
 
@@ -97,7 +98,8 @@ def gc(
     """Delete old snapshots and the objects that no snapshot names any more, and say what was freed.
 
     Kept are the newest snapshots, one a day, pinned ones, and whatever was the newest within the grace
-    period. Safe beside running mounts, and when it is killed.
+    period. Then what interrupted writes left behind is removed, such as multipart uploads that nobody
+    completed. Safe beside running mounts, and when it is killed.
     """
     if every == (agent is not None):
         raise UsageError("gc needs either one agent or all", hint="give --agent A, or --all")
@@ -109,7 +111,7 @@ def gc(
     if agent is not None:
         parse_agent_id(agent)
         require_newest(History(opened, agent, REGION), agent)
-    rows: list[dict[str, object]] = []
+    told: list[dict[str, object]] = []
     failures: list[AgentfuseError] = []
     for each in agents(opened) if agent is None else [agent]:
         try:
@@ -117,14 +119,24 @@ def gc(
         except AgentfuseError as error:
             if agent is not None:
                 raise
-            print_error(error)  # one agent's trouble does not keep the others' garbage
-            failures.append(error)
+            failures.append(error)  # one agent's trouble does not keep the others' garbage
             continue
-        rows.append({"agent": each, "dry_run": dry_run} | dataclasses.asdict(report))
+        told.append({"agent": each, "dry_run": dry_run} | dataclasses.asdict(report))
         if not json:
             _tell(each, report, dry_run)
+    leftovers = 0
+    try:
+        # After collecting, which they have nothing to do with: no snapshot can name what never was complete.
+        prefix = agent_prefix(agent) if agent else ""
+        leftovers = opened.remove_leftovers(prefix, policy.grace_s, dry_run=dry_run)
+    except AgentfuseError as error:
+        failures.append(error)
     if json:
-        print_json(rows)
+        print_json({"agents": told, "interrupted_writes": leftovers})
+    elif leftovers:
+        say(f"{'would clean' if dry_run else 'cleaned'} up after {count(leftovers, 'interrupted write')}")
+    for failure in failures:
+        print_error(failure)
     if failures:
         raise typer.Exit(failures[0].exit_code)
 

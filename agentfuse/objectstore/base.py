@@ -96,6 +96,13 @@ class ObjectStore(Protocol):
         Only a cache keeps any. The store is not asked, and this never fails.
         """
 
+    def remove_leftovers(self, prefix: str, grace_s: float, *, dry_run: bool = False) -> int:
+        """Remove what broken-off writes left below ``prefix`` more than ``grace_s`` ago; how many there are.
+
+        They are no objects, but take room. A write that is still under way after ``grace_s`` fails. A dry run
+        only counts.
+        """
+
 
 def check_key(key: str) -> str:
     """Return ``key``, or raise ``UsageError`` when no store may be asked for it."""

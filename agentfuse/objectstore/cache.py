@@ -110,6 +110,10 @@ class CachedStore:
         if self._is_kept(key):
             self._ranges.forget(self._name(key))
 
+    def remove_leftovers(self, prefix: str, grace_s: float, *, dry_run: bool = False) -> int:
+        """In the store; the cache looks after its own."""
+        return self.store.remove_leftovers(prefix, grace_s, dry_run=dry_run)
+
     def _name(self, key: str) -> str:
         return hashlib.sha256(f"{self.url}\0{key}".encode(errors="replace")).hexdigest()[:32]
 

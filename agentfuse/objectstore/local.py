@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -124,6 +125,20 @@ class LocalStore:
     def forget(self, key: str) -> None:
         """Nothing is kept but the objects."""
 
+    def remove_leftovers(self, prefix: str, grace_s: float, *, dry_run: bool = False) -> int:
+        """Remove the temporary files of writers that were killed."""
+        if not self._is_store():
+            return 0
+        before, count = time.time() - grace_s, 0
+        with _failing("clean", prefix or self._root):
+            for path in self._leftovers(prefix):
+                with suppress(FileNotFoundError):  # its writer lives, and was faster
+                    if os.stat(path).st_mtime < before:
+                        if not dry_run:
+                            os.unlink(path)
+                        count += 1
+        return count
+
     # -- the store as such
 
     def _path(self, key: str) -> str:
@@ -223,6 +238,13 @@ class LocalStore:
                 os.mkdir(made, 0o700)
             _sync_directory(os.path.dirname(made))
 
+    def _leftovers(self, prefix: str) -> Iterator[str]:
+        """All temporary files; they lie beside the objects that they were to become."""
+        top = os.path.join(self._root, prefix.rpartition("/")[0])
+        for directory, _, names in os.walk(top, onerror=_unless_gone):
+            if os.path.join(directory, "").startswith(os.path.join(self._root, prefix)):
+                yield from (os.path.join(directory, name) for name in names if name.startswith(TEMPORARY))
+
     def _walk(self, directory: str, prefix: str, start_after: str) -> Iterator[ObjectStat]:
         try:
             with os.scandir(os.path.join(self._root, directory)) as found:
@@ -244,6 +266,11 @@ class LocalStore:
 
 def _is_ours(entry: os.DirEntry[str]) -> bool:
     return not entry.name.startswith(RESERVED_PREFIX) and entry.name not in _NOT_OURS
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _write_body(fd: int, body: bytes | bytearray | Source, size_bytes: int | None) -> None:

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import mmap
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -30,6 +29,7 @@ from agentfuse.objectstore.s3_sdk import (
     map_botocore,
     shared_client,
     status_of,
+    time_of,
     was_retried,
 )
 from agentfuse.objectstore.s3_url import S3Location
@@ -154,6 +154,22 @@ class S3Store:
     def forget(self, key: str) -> None:
         """Nothing is kept but the objects."""
 
+    def remove_leftovers(self, prefix: str, grace_s: float, *, dry_run: bool = False) -> int:
+        """End multipart uploads that a killed process began; by the store's clock."""
+        count = 0
+        with map_botocore(self._shown(prefix)):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._location.bucket, Prefix=self._root + prefix
+            )
+            for page in pages:
+                before = time_of(page) - grace_s
+                for upload in page.get("Uploads", ()):
+                    if upload["Initiated"].timestamp() < before:
+                        if not dry_run:
+                            self._abort(upload["Key"], upload["UploadId"])
+                        count += 1
+        return count
+
     def presign(self, key: str, ttl_s: int) -> str:
         """A URL by which anybody may read the object for ``ttl_s`` seconds. Does not ask whether it is there.
 
@@ -165,24 +181,6 @@ class S3Store:
         where = self._where(key)
         with map_botocore(self._shown(key)):
             return self._client.generate_presigned_url("get_object", Params=where, ExpiresIn=ttl_s)
-
-    def abort_abandoned_uploads(self, grace_s: float) -> int:
-        """End multipart uploads under the prefix that began more than ``grace_s`` ago; how many.
-
-        They are what a killed process left: no object, but paid for. ``grace_s`` must exceed what the
-        longest upload takes.
-        """
-        before, aborted = time.time() - grace_s, 0
-        with map_botocore(self._shown("")):
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self._location.bucket, Prefix=self._root
-            )
-            for page in pages:
-                for upload in page.get("Uploads", ()):
-                    if upload["Initiated"].timestamp() < before:
-                        self._abort(upload["Key"], upload["UploadId"])
-                        aborted += 1
-        return aborted
 
     # -- requests
 
@@ -262,7 +260,7 @@ class S3Store:
             )
             self._complete(key, upload, parts, size_bytes)
         except BaseException:
-            with suppress(StoreError):  # then abort_abandoned_uploads() will
+            with suppress(StoreError):  # then remove_leftovers() will
                 self._abort(where["Key"], upload)
             raise
 

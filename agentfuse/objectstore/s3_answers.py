@@ -10,7 +10,8 @@ from agentfuse.errors import ObjectNotFoundError, StoreError
 _DENIED = (
     "access denied",
     "these credentials need s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject and "
-    "s3:AbortMultipartUpload on the bucket and on all keys under the prefix",
+    "s3:AbortMultipartUpload on the bucket and on all keys under the prefix; for gc also "
+    "s3:ListBucketMultipartUploads",
 )
 _NO_BUCKET = (
     "there is no such bucket",

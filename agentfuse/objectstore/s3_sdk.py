@@ -11,9 +11,10 @@ import random
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import mktime_tz, parsedate_tz
 from typing import TYPE_CHECKING, Any
 
 import boto3.session
@@ -207,6 +208,12 @@ def status_of(error: RefusedError) -> int:
 def code_of(error: RefusedError) -> str:
     """The store's own word for what is wrong; empty when the answer had none."""
     return error.response.get("Error", {}).get("Code", "")
+
+
+def time_of(answer: Mapping[str, Any]) -> float:
+    """When the store answered, by its own clock; by ours if it does not say."""
+    date = parsedate_tz(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+    return mktime_tz(date) if date else time.time()
 
 
 def was_retried(error: RefusedError) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ EVERY_CALL: dict[str, Callable[[S3Store], object]] = {
     "parts": lambda store: store.put("a", io.BytesIO(bytes(PART_BYTES + 1)), size_bytes=PART_BYTES + 1),
     "put_if_absent": lambda store: store.put_if_absent("a", b"1"),
     "delete": lambda store: store.delete("a"),
-    "abandoned": lambda store: store.abort_abandoned_uploads(0),
+    "abandoned": lambda store: store.remove_leftovers("", 0),
     "probe": probe,
 }
 
@@ -106,12 +107,44 @@ def test_a_large_source_that_fails_writes_nothing(store: S3Store) -> None:
 
 
 def test_uploads_of_the_dead_are_ended_after_the_grace(store: S3Store) -> None:
-    upload = store._client.create_multipart_upload(**store._where("dead"))["UploadId"]
-    store._client.upload_part(**store._where("dead"), UploadId=upload, PartNumber=1, Body=bytes(PART_BYTES))
-    assert store.abort_abandoned_uploads(3600) == 0
-    assert [each["UploadId"] for each in uploads(store)] == [upload]
-    assert store.abort_abandoned_uploads(-60) == 1  # clocks have seconds
+    begun = []
+    for key in ("agents/a/dead", "agents/b/dead"):
+        where = store._where(key)
+        begun.append(store._client.create_multipart_upload(**where)["UploadId"])
+        store._client.upload_part(**where, UploadId=begun[-1], PartNumber=1, Body=bytes(PART_BYTES))
+    store.put("agents/a/dead", b"an object of the same key")
+    assert store.remove_leftovers("", 3600) == 0
+    assert store.remove_leftovers("agents/a/", -60, dry_run=True) == 1  # times have seconds
+    assert {each["UploadId"] for each in uploads(store)} == set(begun)
+    assert store.remove_leftovers("agents/a/", -60) == 1
+    assert [each["UploadId"] for each in uploads(store)] == begun[1:]
+    assert store.remove_leftovers("", -60) == 1
     assert uploads(store) == []
+    assert store.get("agents/a/dead") == b"an object of the same key"
+
+
+def test_a_wrong_clock_of_this_host_ends_no_upload(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = store._client.create_multipart_upload(**store._where("under way"))["UploadId"]
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7 * 24 * 3600)
+    assert store.remove_leftovers("", 3600) == 0
+    store._client.abort_multipart_upload(**store._where("under way"), UploadId=upload)
+
+
+def test_an_upload_that_was_ended_under_way_fails_and_can_be_done_again(store: S3Store) -> None:
+    body = random.Random(1).randbytes(2 * PART_BYTES)
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() == PART_BYTES:
+                assert store.remove_leftovers("", -60) == 1
+            return super().read(size)
+
+    with pytest.raises(StoreError):
+        store.put("a", Slow(body), size_bytes=len(body))
+    assert list(store.list("")) == []
+    store.put("a", io.BytesIO(body), size_bytes=len(body))
+    assert store.get("a") == body
 
 
 def test_a_presigned_url_opens_one_object_to_anybody(store: S3Store) -> None:

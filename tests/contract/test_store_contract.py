@@ -238,6 +238,15 @@ def test_readers_never_see_half_an_object(store: ObjectStore) -> None:
         writer.join()
 
 
+def test_objects_are_no_leftovers(store: ObjectStore) -> None:
+    store.remove_leftovers("", 0)  # of a store never written to
+    for key in ("a", "b/c", "b/d"):
+        store.put(key, io.BytesIO(key.encode()), size_bytes=len(key))
+    for prefix in ("", "b/", "nothing/"):
+        assert store.remove_leftovers(prefix, -60) == 0
+    assert keys(store) == ["a", "b/c", "b/d"]
+
+
 def test_the_probe_passes_and_leaves_nothing(store: ObjectStore) -> None:
     probe(store)
     assert keys(store) == []

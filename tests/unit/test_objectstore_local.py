@@ -25,6 +25,7 @@ def calls(store: ObjectStore) -> list[Callable[[], object]]:
         lambda: list(store.stream("a/b")),
         lambda: list(store.list("")),
         lambda: store.delete("a/b"),
+        lambda: store.remove_leftovers("", 0),
     ]
 
 
@@ -135,6 +136,26 @@ def test_leftover_temporaries_are_not_listed(tmp_path: Path) -> None:
     (tmp_path / "a" / ".agentfuse-tmp-0123").write_bytes(b"half")
     (tmp_path / ".agentfuse-tmp-4567").write_bytes(b"half")
     assert [found.key for found in store.list("")] == ["a/b"]
+
+
+def test_leftover_temporaries_are_removed_after_the_grace(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    for key in ("agents/a/x/1", "agents/b/x/1"):
+        store.put(key, b"x")
+    old = [tmp_path / at / ".agentfuse-tmp-0123" for at in ("", "agents/a/x", "agents/b", "agents/b/x")]
+    young = tmp_path / "agents/a/x" / ".agentfuse-tmp-4567"
+    for path in (*old, young):
+        path.write_bytes(b"half")
+    for path in (*old, tmp_path / "agents/a/x/1", tmp_path / MARKER):
+        os.utime(path, (1e9, 1e9))
+    assert store.remove_leftovers("", 3600, dry_run=True) == 4
+    assert store.remove_leftovers("agents/a/", 3600) == 1
+    assert store.remove_leftovers("agents/c/", 3600) == 0
+    assert [path.exists() for path in (*old, young)] == [True, False, True, True, True]
+    assert store.remove_leftovers("agents/", 3600) == 2
+    assert store.remove_leftovers("", 3600) == 1
+    assert [path.exists() for path in (*old, young)] == [False, False, False, False, True]
+    assert [found.key for found in store.list("")] == ["agents/a/x/1", "agents/b/x/1"]
 
 
 def test_nothing_temporary_is_left(tmp_path: Path) -> None:

@@ -519,7 +519,7 @@ def test_the_verb_says_what_it_freed(tmp_path: Path, store: LocalStore) -> None:
     gc_a = ("gc", "--agent", "a", "--keep-last", "1", "--keep-daily", "0")
     assert b"a: would delete 3 snapshots and 3 objects" in command(store, *gc_a, "--dry-run").stdout
     assert b"a: deleted 3 snapshots and 3 objects, " in command(store, *gc_a).stdout
-    rows = told(store, "gc", "--all")
+    rows = told(store, "gc", "--all")["agents"]
     assert [(row["agent"], row["deleted_objects"], row["deleted_bytes"]) for row in rows] == [
         ("a", 0, 0),
         ("b", 1, 5),
@@ -528,6 +528,24 @@ def test_the_verb_says_what_it_freed(tmp_path: Path, store: LocalStore) -> None:
     assert b"not safe" in command(store, "gc", "--all", "--grace", "1h", code=2).stderr
     assert b"not a duration" in command(store, "gc", "--all", "--grace", "soon", code=2).stderr
     command(store, "gc", "--agent", "nobody", code=66)
+
+
+def test_the_verb_cleans_up_after_interrupted_writes(tmp_path: Path, store: LocalStore) -> None:
+    lived(tmp_path, store)
+    leftovers = [tmp_path / "store/agents" / at / ".agentfuse-tmp-01" for at in ("a/objects", "b")]
+    for path in leftovers:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    assert told(store, "gc", "--all")["interrupted_writes"] == 0, "they may still be under way"
+    age(tmp_path)
+    gc_a = ("gc", "--agent", "a")
+    assert b"would clean up after 1 interrupted write\n" in command(store, *gc_a, "--dry-run").stdout
+    assert all(path.exists() for path in leftovers)
+    assert b"cleaned up after 1 interrupted write\n" in command(store, *gc_a).stdout
+    assert [path.exists() for path in leftovers] == [False, True]
+    assert told(store, "gc", "--all")["interrupted_writes"] == 1
+    assert not any(path.exists() for path in leftovers)
+    assert b"interrupted" not in command(store, "gc", "--all").stdout
 
 
 def test_one_agents_trouble_does_not_keep_the_others_garbage(tmp_path: Path, store: LocalStore) -> None:
