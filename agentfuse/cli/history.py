@@ -31,7 +31,6 @@ from agentfuse.snapshots.references import (
 )
 from agentfuse.sync.contents import stream_content
 
-REGION = "shared"
 _HELD_BYTES = 8 * 1024 * 1024
 _SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 
@@ -49,6 +48,10 @@ def log(
     last: Annotated[
         int | None, typer.Option("--last", metavar="N", min=1, help="Only the newest N snapshots.")
     ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option("--region", metavar="EXECUTION/REGION", help="A region that an execution kept."),
+    ] = None,
     json: options.Json = False,
     store: options.Store = None,
     state: options.State = None,
@@ -57,9 +60,11 @@ def log(
     """List the snapshots of an agent's memory, newest first, and what each one changed."""
     parse_agent_id(agent)
     opened = open_store(options.configure(config=config, store=store, state=state).store)
-    history = History(opened, agent, REGION)
+    whose = agent if region is None else f"{agent}/{region}"
+    reference = parse_reference(os.fsencode(f"{whose}@latest"))
+    history = History(opened, agent, reference.region)
     require_newest(history, agent)
-    pinned = set(Pins(opened, agent, REGION).numbers())
+    pinned = set(Pins(opened, agent, reference.region).numbers())
     rows = list(_log_rows(history, pinned, last))
     if json:
         print_json(rows)
@@ -135,7 +140,7 @@ def show(
 
 def open_snapshot(store: ObjectStore, reference: Reference) -> Snapshot:
     """The snapshot that a reference names. Raises ``NotFoundError``."""
-    history = History(store, reference.agent, REGION)
+    history = History(store, reference.agent, reference.region)
     return read_snapshot(history, reference.agent, resolve(history, reference))
 
 

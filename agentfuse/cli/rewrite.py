@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agentfuse.cli import options
-from agentfuse.cli.history import REGION, open_snapshot
+from agentfuse.cli.history import open_snapshot
 from agentfuse.cli.output import note, say, terminal_reporter
 from agentfuse.config import count, format_size, parse_agent_id, parse_execution_id
 from agentfuse.errors import NotFoundError, UsageError
@@ -17,7 +18,14 @@ from agentfuse.objectstore import open_store
 from agentfuse.snapshots.entries import printable
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.pins import Pins
-from agentfuse.snapshots.references import Reference, clean_path, parse_reference, read_snapshot, resolve
+from agentfuse.snapshots.references import (
+    MEMORY,
+    Reference,
+    clean_path,
+    parse_reference,
+    read_snapshot,
+    resolve,
+)
 from agentfuse.sync.export import export
 from agentfuse.sync.rewrite import Rewriter, RewriteReport
 
@@ -57,8 +65,9 @@ def restore(
         totals = export(opened, snapshot, reference.path or b"", Path(os.path.abspath(to)), reporter)
         say(f"restored {count(totals.files, 'file')}, {format_size(totals.bytes)}, into {to}")
         return
+    _require_memory(reference, "give --to DIR")
     number = snapshot.number
-    report = Rewriter(opened, agent, REGION, reporter).restore(number, reference.path or b"")
+    report = Rewriter(opened, agent, MEMORY, reporter).restore(number, reference.path or b"")
     if report.number is None:
         say(f"nothing to restore: it is as in {agent}@{number} now")
     else:
@@ -81,7 +90,7 @@ def revert(
     parse_agent_id(agent)
     parse_execution_id(execution)
     opened = open_store(options.configure(config=config, store=store, state=state).store)
-    report = Rewriter(opened, agent, REGION, terminal_reporter(note)).revert(execution)
+    report = Rewriter(opened, agent, MEMORY, terminal_reporter(note)).revert(execution)
     for path in report.merged:
         say(f"{path}: its lines were taken out, later changes stay")
     for conflict in report.conflicts:
@@ -107,9 +116,9 @@ def pin(
     """Keep a snapshot, whatever the retention policy says; log shows it."""
     opened = open_store(options.configure(config=config, store=store, state=state).store)
     reference = _whole(snapshot)
-    history = History(opened, reference.agent, REGION)
+    history = History(opened, reference.agent, MEMORY)
     number = resolve(history, reference)
-    pins = Pins(opened, reference.agent, REGION)
+    pins = Pins(opened, reference.agent, MEMORY)
     pins.add(number)
     try:
         read_snapshot(history, reference.agent, number)
@@ -129,8 +138,8 @@ def unpin(
     """Leave a pinned snapshot to the retention policy again."""
     opened = open_store(options.configure(config=config, store=store, state=state).store)
     reference = _whole(snapshot)
-    number = resolve(History(opened, reference.agent, REGION), reference)
-    pins = Pins(opened, reference.agent, REGION)
+    number = resolve(History(opened, reference.agent, MEMORY), reference)
+    pins = Pins(opened, reference.agent, MEMORY)
     if not pins.is_pinned(number):
         raise NotFoundError(
             f"{reference.agent}@{number} is not pinned",
@@ -145,13 +154,19 @@ def _with_path(reference: Reference, path: str | None) -> Reference:
         return reference
     if reference.path is not None:
         raise UsageError("the path was given twice", hint="write AGENT@N:PATH, or AGENT@N PATH")
-    return Reference(reference.agent, reference.number, clean_path(os.fsencode(path)))
+    return replace(reference, path=clean_path(os.fsencode(path)))
+
+
+def _require_memory(reference: Reference, hint: str) -> None:
+    if not reference.is_memory:
+        raise UsageError("what an execution kept is not written to any more", hint=hint)
 
 
 def _whole(snapshot: str) -> Reference:
     reference = parse_reference(os.fsencode(snapshot))
     if reference.path is not None:
         raise UsageError("a pin holds a whole snapshot", hint=f"write {reference.agent}@{reference.number}")
+    _require_memory(reference, "pin snapshots of the agent's memory only")
     return reference
 
 

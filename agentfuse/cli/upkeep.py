@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from agentfuse.cli import options
-from agentfuse.cli.history import REGION
 from agentfuse.cli.output import note, print_error, print_json, say, terminal_reporter
 from agentfuse.config import count, format_size, parse_agent_id, parse_duration
 from agentfuse.errors import AgentfuseError, IntegrityError, UsageError
@@ -18,7 +17,7 @@ from agentfuse.snapshots.collect import Collector, CollectReport, Policy, agents
 from agentfuse.snapshots.entries import printable
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.layout import agent_prefix
-from agentfuse.snapshots.references import require_newest
+from agentfuse.snapshots.references import MEMORY, require_newest
 from agentfuse.sync.fsck import Checker
 
 
@@ -42,7 +41,7 @@ def fsck(
     """Read everything that an agent's snapshots name, and say what is lost, if anything. Changes nothing."""
     parse_agent_id(agent)
     opened = open_store(options.configure(config=config, store=store, state=state).store)
-    report = Checker(opened, agent, REGION, terminal_reporter(note)).run(all_snapshots=all_snapshots)
+    report = Checker(opened, agent, MEMORY, terminal_reporter(note)).run(all_snapshots=all_snapshots)
     if json:
         print_json(
             {
@@ -110,12 +109,12 @@ def gc(
     opened = open_store(options.configure(config=config, store=store, state=state).store)
     if agent is not None:
         parse_agent_id(agent)
-        require_newest(History(opened, agent, REGION), agent)
+        require_newest(History(opened, agent, MEMORY), agent)
     told: list[dict[str, object]] = []
     failures: list[AgentfuseError] = []
     for each in agents(opened) if agent is None else [agent]:
         try:
-            report = Collector(opened, each, REGION).run(policy, dry_run=dry_run)
+            report = Collector(opened, each, MEMORY).run(policy, dry_run=dry_run)
         except AgentfuseError as error:
             if agent is not None:
                 raise

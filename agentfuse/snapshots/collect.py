@@ -53,6 +53,7 @@ from agentfuse.snapshots.document import decode
 from agentfuse.snapshots.layout import (
     agent_prefix,
     check_id,
+    check_region,
     collection_key,
     collection_number,
     collections_prefix,
@@ -139,7 +140,7 @@ class Collector:
     def __init__(self, store: ObjectStore, agent: str, region: str) -> None:
         self._store = store
         self._agent = check_id("agent", agent)
-        self._region = check_id("region", region)
+        self._region = check_region(region)
         self._pins = Pins(store, agent, region)
 
     def run(self, policy: Policy, *, dry_run: bool = False) -> CollectReport:

@@ -1,6 +1,7 @@
 """How people name a snapshot: ``AGENT@12``, ``AGENT@latest``, ``AGENT@-1``; ``AGENT@12:path`` a path in it.
 
-And how they find what they named. Knows no contents.
+``AGENT/EXECUTION/REGION@12`` is one of a region that an execution kept. And how they find what they named.
+Knows no contents.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from agentfuse.errors import NotFoundError, ObjectNotFoundError, UsageError
 from agentfuse.snapshots.document import Snapshot
 from agentfuse.snapshots.entries import Entry, printable
 from agentfuse.snapshots.history import History
-from agentfuse.snapshots.layout import check_id
+from agentfuse.snapshots.layout import check_id, execution_region
+
+MEMORY = "shared"
+"""The region that snapshots are of unless another is named."""
 
 _SYNTAX = (
     "write AGENT@NUMBER, AGENT@latest or AGENT@-1 (the one before the latest), with :PATH for a path in it"
@@ -24,12 +28,19 @@ _REFERENCE = re.compile(rb"([^@:]+)@(latest|-?[0-9]{1,18})(?::(.*))?", re.DOTALL
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A snapshot of an agent. ``number``: 0 is the newest, -1 the one before it. ``path`` is None if none
-    was given; the root's is empty."""
+    """A snapshot of a region of an agent. ``number``: 0 is the newest, -1 the one before it. ``path`` is
+    None if none was given; the root's is empty. ``region`` is its place in keys, see ``layout``.
+    """
 
     agent: str
     number: int
     path: bytes | None
+    region: str = MEMORY
+
+    @property
+    def is_memory(self) -> bool:
+        """Whether it is of the agent's memory, rather than of a region of one execution."""
+        return self.region == MEMORY
 
 
 def parse_reference(text: bytes) -> Reference:
@@ -37,11 +48,22 @@ def parse_reference(text: bytes) -> Reference:
     match = _REFERENCE.fullmatch(text)
     if match is None:
         raise UsageError(f"{printable(text)!r} names no snapshot", hint=_SYNTAX)
-    agent = check_id("agent", match[1].decode(errors="surrogateescape"))
+    agent, region = _parse_whose(match[1].decode(errors="surrogateescape"))
     if match[2] in (b"0", b"-0"):
         raise UsageError(f"{printable(text)!r}: snapshots count from 1", hint=_SYNTAX)
     number = 0 if match[2] == b"latest" else int(match[2])
-    return Reference(agent, number, None if match[3] is None else clean_path(match[3]))
+    return Reference(agent, number, None if match[3] is None else clean_path(match[3]), region)
+
+
+def _parse_whose(text: str) -> tuple[str, str]:
+    """The agent, and the region's place in keys."""
+    agent, *rest = text.split("/")
+    check_id("agent", agent)
+    if not rest:
+        return agent, MEMORY
+    if len(rest) != 2:
+        raise UsageError(f"{text!r} names no region", hint="write AGENT, or AGENT/EXECUTION/REGION")
+    return agent, execution_region(*rest)
 
 
 def clean_path(path: bytes) -> bytes:

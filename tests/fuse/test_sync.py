@@ -346,6 +346,18 @@ def test_regions_of_the_execution_are_kept_as_configured(new_home: Make) -> None
     assert newest(home, place["workspace"]) == {"file": b"workspace"}
     assert snapshots(home, execution_region(home.execution, "uploads")) == []
     assert snapshots(home) == []
+    # It can be listed and fetched after the run.
+    whose, at = f"{home.agent}/{home.execution}/workspace", ("--store", home.store.as_uri())
+    assert "file" in home.agentfuse("show", f"{whose}@latest:", *at).stdout
+    assert home.agentfuse("show", f"{whose}@latest:file", *at).stdout == "workspace"
+    log = home.agentfuse(
+        "log", "--agent", home.agent, "--region", f"{home.execution}/workspace", "--json", *at
+    )
+    assert [row["reason"] for row in json.loads(log.stdout)] == ["unmount"]
+    assert home.agentfuse("restore", f"{whose}@1", "--to", str(home.base / "back"), *at).returncode == 0
+    assert (home.base / "back" / "file").read_text() == "workspace"
+    refused = home.agentfuse("restore", f"{whose}@1", *at)
+    assert (refused.returncode, "give --to DIR" in refused.stderr) == (2, True)
 
 
 def test_two_runs_of_one_agent_checkpoint_beside_each_other(new_home: Make) -> None:

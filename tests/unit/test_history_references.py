@@ -107,3 +107,13 @@ def test_an_unreachable_store_is_not_without_pins(tmp_path: Path) -> None:
     for ask in (lambda: list(down.numbers()), lambda: down.is_pinned(1)):
         with pytest.raises(StoreError, match="injected"):
             ask()
+
+
+def test_a_region_that_an_execution_kept_is_named_by_both() -> None:
+    reference = parse_reference(b"alice/run-7/workspace@latest:src/main.py")
+    assert (reference.agent, reference.region) == ("alice", "executions/run-7/workspace")
+    assert (reference.number, reference.path, reference.is_memory) == (0, b"src/main.py", False)
+    assert parse_reference(b"alice@3").is_memory
+    for wrong in (b"alice/run-7@1", b"a/b/c/d@1", b"a//c@1", b"/b/c@1", b"a/b/@1", b"a/../c@1"):
+        with pytest.raises(UsageError):
+            parse_reference(wrong)
