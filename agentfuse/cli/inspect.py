@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from agentfuse.errors import AgentfuseError, BusyError, NotFoundError
 from agentfuse.home.tree import list_homes
 
 _DEADLINE_S = 3.0
+_ASKED_AT_ONCE = 16
 _BUSIEST = 8
 
 
@@ -34,7 +36,8 @@ def ps(*, json: options.Json = False, state: options.State = None, config: optio
     """List the mounts of this host, and the homes whose work is not in the store yet."""
     settings = options.configure(config=config, state=state)
     mounts = open_registry(os.environ).list()
-    rows = [_mount_row(entry) for entry in mounts]
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as asking:  # each may be slow to answer, or dead
+        rows = list(asking.map(_mount_row, mounts))
     states = {settings.state, *(Path(entry.record.state) for entry in mounts)}
     rows += _unflushed_rows(sorted(states), {str(row["execution"]) for row in rows})
     if json:
@@ -43,7 +46,7 @@ def ps(*, json: options.Json = False, state: options.State = None, config: optio
         say("nothing is mounted, and nothing is unflushed")
     else:
         print_table(
-            ("AGENT", "EXECUTION", "MOUNTPOINT", "PID", "UPTIME", "SHARED", "STATE"),
+            ("AGENT", "EXECUTION", "MOUNTPOINT", "PID", "UPTIME", "SHARED", "UNSYNCED", "SNAPSHOT", "STATE"),
             [_ps_cells(row) for row in rows],
             right=("PID", "UPTIME"),
         )
@@ -172,11 +175,12 @@ def _mount_row(entry: PublishedMount) -> dict[str, object]:
         "uptime_s": round(time.time() - record.started_at, 1) if entry.alive else None,
         "store": record.store,
         "regions": None,
+        "sync": None,
     }
     if entry.alive:
         try:
             answer = ControlClient(entry.socket, deadline_s=_DEADLINE_S).status()
-            row |= {"state": answer["state"], "regions": answer["regions"]}
+            row |= {name: answer[name] for name in ("state", "regions", "sync")}
         except BusyError:
             row["state"] = "not answering"
         except AgentfuseError:
@@ -208,6 +212,7 @@ def _unflushed_rows(states: Iterable[Path], mounted: set[str]) -> list[dict[str,
                     "uptime_s": None,
                     "store": record.store,
                     "regions": None,
+                    "sync": None,
                 }
             )
     return rows
@@ -223,6 +228,7 @@ def _homes(state: Path) -> list[Any]:
 
 def _ps_cells(row: dict[str, Any]) -> tuple[object, ...]:
     shared = row["regions"]["shared"] if row["regions"] else None
+    sync = row["sync"]["shared"] if row["sync"] else None
     return (
         row["agent"],
         row["execution"],
@@ -230,5 +236,7 @@ def _ps_cells(row: dict[str, Any]) -> tuple[object, ...]:
         row["pid"] or "-",
         "-" if row["uptime_s"] is None else duration(row["uptime_s"]),
         used_of(shared["bytes_used"], shared["bytes_quota"]) if shared else "-",
-        row["state"],
+        _unsynced(sync) if sync else "-",
+        sync["snapshot"] or "-" if sync else "-",
+        row["state"] + (", not syncing" if sync and sync["error"] else ""),
     )

@@ -88,7 +88,7 @@ class RegionSync:
         self._error: AgentfuseError | None = None
         self._last: CommitReport | None = None
         self._last_time: float | None = None
-        self._conflicts: list[Conflict] = []
+        self._conflicts: dict[bytes, Conflict] = {}
         if is_unknown:
             changes.since = time.monotonic()
         changes.on_change = self._wake_up
@@ -140,7 +140,8 @@ class RegionSync:
             "error": None if self._error is None else self._error.message,
             "failures": self._failures,
             "conflicts": [
-                {"path": printable(each.path), "kept_at": printable(each.kept_at)} for each in self._conflicts
+                {"path": printable(each.path), "kept_at": printable(each.kept_at)}
+                for each in self._conflicts.values()
             ],
         }
 
@@ -222,7 +223,7 @@ class RegionSync:
         self._last_time = time.time()
         if report.number is not None or self._last is None:
             self._last = report
-        self._conflicts += report.conflicts
+        self._conflicts |= {each.kept_at: each for each in report.conflicts}
 
     def _succeeded(self) -> None:
         if self._failures:

@@ -52,7 +52,9 @@ def test_ps_shows_the_living_the_dead_and_the_unflushed(host: Host) -> None:
     )
     assert row["regions"]["shared"]["bytes_used"] == 2048
     table = host.run("ps").stdout.splitlines()
-    assert table[0].split() == ["AGENT", "EXECUTION", "MOUNTPOINT", "PID", "UPTIME", "SHARED", "STATE"]
+    assert table[0].split() == [
+        "AGENT", "EXECUTION", "MOUNTPOINT", "PID", "UPTIME", "SHARED", "UNSYNCED", "SNAPSHOT", "STATE",
+    ]  # fmt: skip
     assert "2 KiB of 50 MiB" in table[1]
     host.kill()
     assert [row["state"] for row in answer(host, "ps")] == ["dead"]

@@ -261,6 +261,7 @@ def test_a_dead_store_stops_nobody_and_is_caught_up_with(new_home: Make) -> None
         assert refused.returncode == 75
         assert "shared/: 1 changed file, 1 B, in no snapshot yet" in refused.stderr
         assert "it was there and is gone" in refused.stderr
+        assert "live, not syncing" in home.agentfuse("ps", "--state", str(home.state)).stdout
         (shared / "still").write_text("3")
         assert (shared / "during").read_text() == "2"
     assert sync(home).returncode == 0
