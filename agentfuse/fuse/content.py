@@ -13,6 +13,7 @@ import stat
 from agentfuse.fuse.handles import Handle, OpenFile
 from agentfuse.fuse.inodes import Inode, InodeTable
 from agentfuse.killpoints import passing
+from agentfuse.sync.absent import Absent
 
 MAX_FILE_BYTES = (1 << 44) - (1 << 12)
 """The largest file that ext4 holds; what is beyond is EFBIG rather than a matter of quotas."""
@@ -23,8 +24,9 @@ _SET_ID = stat.S_ISUID | stat.S_ISGID
 class Content:
     """The open files of a home, by the number of the handle that the kernel was given."""
 
-    def __init__(self, inodes: InodeTable) -> None:
+    def __init__(self, inodes: InodeTable, absent: Absent) -> None:
         self._inodes = inodes
+        self._absent = absent
         self._handles: dict[int, Handle] = {}
         self._next = 1
 
@@ -157,6 +159,9 @@ class Content:
         account.bytes_used += size - file.size
         file.size = size
         self._note_change(file)
+        if file.inode.ino in self._absent.by_ino:
+            assert size == 0
+            self._absent.emptied(file.inode.ino, file.writing_fd)
         if file.inode.mode & _SET_ID:
             drop_set_id(file.writing_fd, file.inode)
 

@@ -19,14 +19,18 @@ from agentfuse.fuse.handles import Listing
 from agentfuse.fuse.inodes import Inode, InodeTable
 from agentfuse.fuse.names import RENAME_EXCHANGE, RENAME_NOREPLACE, Rename, Side, name_is_gone, renameat2
 from agentfuse.home.quota import Account, Ledger
-from agentfuse.home.walk import open_directory
+from agentfuse.home.tree import inodes_below
+from agentfuse.home.walk import open_directory, open_to_fill
 from agentfuse.killpoints import passing
+from agentfuse.sync.absent import Absent, Item
 
 NAME_MAX = 255
 
 _Make = Callable[[int], None]
 
 Entry = tuple[Inode, os.stat_result]
+Name = tuple[int, bytes]
+"""A name in a directory, given by its number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +56,23 @@ class Change:
 class Filesystem:
     """The tree of one home. ``gives_away``: whether we may make files somebody else's (we are root).
 
-    ``allow_devices``: whether device nodes may be made (the mount has ``dev``).
+    ``allow_devices``: whether device nodes may be made (the mount has ``dev``). ``absent``: the files
+    whose contents are not here yet; whoever opens or truncates one sees to it before.
     """
 
-    def __init__(self, inodes: InodeTable, ledger: Ledger, *, gives_away: bool, allow_devices: bool) -> None:
+    def __init__(
+        self,
+        inodes: InodeTable,
+        ledger: Ledger,
+        absent: Absent | None = None,
+        *,
+        gives_away: bool,
+        allow_devices: bool,
+    ) -> None:
         self.inodes = inodes
         self.ledger = ledger
-        self.content = Content(inodes)
+        self.absent = absent or Absent()
+        self.content = Content(inodes, self.absent)
         self._gives_away = gives_away
         self._allow_devices = allow_devices
 
@@ -72,6 +86,8 @@ class Filesystem:
             st = os.stat(name, dir_fd=self._directory(parent), follow_symlinks=False)
         except FileNotFoundError:
             return None
+        if st.st_ino in self.absent.by_ino:
+            st = self.absent.told(st)
         return self._referred(parent, name, st)
 
     def getattr(self, nodeid: int) -> Entry:
@@ -108,6 +124,8 @@ class Filesystem:
             st = os.stat(name, dir_fd=self._directory(parent), follow_symlinks=False)
         except FileNotFoundError:
             return None
+        if st.st_ino in self.absent.by_ino:
+            st = self.absent.told(st)
         return self.inodes.learn(parent, name, st, self._account_of(parent, name)), st
 
     # Changing attributes ---------------------------------------------------------------------------
@@ -137,7 +155,22 @@ class Filesystem:
                 os.utime(fd, ns=times)
             else:
                 os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False)
+        if inode.ino in self.absent.by_ino:
+            self.absent.attributes_set(inode.ino, self._set_mode(fd, name, change), change.mtime_ns)
         return self.getattr(nodeid)
+
+    @staticmethod
+    def _set_mode(fd: int, name: bytes | None, change: Change) -> int | None:
+        """The mode that a change leads to, if it does; a change of owner takes the set-id bits away."""
+        if change.mode is None and change.uid is None and change.gid is None:
+            return None
+        st = os.fstat(fd) if name is None else os.stat(name, dir_fd=fd, follow_symlinks=False)
+        return stat.S_IMODE(st.st_mode)
+
+    def open_to_fill(self, inode: Inode) -> int:
+        """A descriptor of a file that is to get its content."""
+        directory_fd, name = self.inodes.locate(inode)
+        return open_to_fill(name, directory_fd)
 
     def _reach(self, inode: Inode) -> tuple[int, bytes | None]:
         """(descriptor of the directory, name) of an inode, or (its own descriptor, None) when nameless."""
@@ -172,6 +205,10 @@ class Filesystem:
             entry = self.lookup(parent_id, name)
             if flags & os.O_EXCL or entry is None or not stat.S_ISREG(entry[1].st_mode):
                 raise
+            if entry[0].ino in self.absent.by_ino:
+                # Nobody gets here whose kernel knows the name: it looks again, and opens.
+                self.inodes.forget(entry[0].nodeid, 1)
+                raise OSError(errno.ESTALE, "the file is there already") from None
             handle = self.content.open(entry[0], flags)
             return entry[0], self._stat(entry[0]), handle
         passing("create.made")
@@ -255,7 +292,8 @@ class Filesystem:
         source_fd, directory_fd = self.inodes.two_directory_fds(inode.parent, parent)
         os.link(inode.name, name, src_dir_fd=source_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
         inode.account.changed(inode.ino)
-        return self._referred(parent, name, os.stat(name, dir_fd=directory_fd, follow_symlinks=False))
+        st = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        return self._referred(parent, name, self.absent.told(st))
 
     # Removing --------------------------------------------------------------------------------------
 
@@ -271,6 +309,8 @@ class Filesystem:
             directory_fd = self._directory(parent)
         os.unlink(name, dir_fd=directory_fd)
         passing("unlink.gone")
+        if st.st_nlink == 1:
+            self.absent.forget(st.st_ino)
         name_is_gone(self.inodes, self._account_of(parent, name), parent, name, st)
 
     def rmdir(self, parent_id: int, name: bytes) -> None:
@@ -316,9 +356,27 @@ class Filesystem:
             renameat2(old_fd, old, new_fd, new, RENAME_EXCHANGE)
         else:
             os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+            if target is not None and target.st_nlink == 1:
+                self.absent.forget(target.st_ino)
         passing("rename.moved")
         rename.book()
         passing("rename.booked")
+
+    def leaving(self, old: Name, new: Name) -> list[Item]:
+        """The absent files that a rename would take to another region, where no mark belongs."""
+        parent, new_parent = self.inodes.get(old[0]), self.inodes.get(new[0])
+        if self._account_of(parent, old[1]) is self._account_of(new_parent, new[1]):
+            return []
+        try:
+            found = inodes_below(self._directory(parent), old[1])
+        except FileNotFoundError:
+            return []
+        return [self.absent.by_ino[ino] for ino in found if ino in self.absent.by_ino]
+
+    def open_item(self, item: Item) -> int:
+        """A descriptor of an absent file, wherever it is, as far as that is known."""
+        inode = self.inodes.find(item.ino)
+        return item.part.open_to_fill(item) if inode is None else self.open_to_fill(inode)
 
     # Common ----------------------------------------------------------------------------------------
 
@@ -333,9 +391,9 @@ class Filesystem:
         if inode.last_stat is not None:
             return inode.last_stat
         if inode.dir_fd >= 0:
-            return os.fstat(inode.dir_fd)
+            return self.absent.told(os.fstat(inode.dir_fd))
         directory_fd, name = self.inodes.locate(inode)
-        return os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        return self.absent.told(os.stat(name, dir_fd=directory_fd, follow_symlinks=False))
 
     def _account_of(self, parent: Inode, name: bytes) -> Account:
         return self.ledger.of_root_entry(name) if parent is self.inodes.root else parent.account

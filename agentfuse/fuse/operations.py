@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -19,12 +20,15 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, StatvfsData
 
 from agentfuse.fuse.boundary import Gate, changing_handler, handler, requests_from_zero, slow_handler
-from agentfuse.fuse.filesystem import NAME_MAX, Caller, Change, Filesystem
+from agentfuse.fuse.filesystem import NAME_MAX, Caller, Change, Filesystem, Name
 from agentfuse.fuse.handles import Listing
 from agentfuse.fuse.inodes import Inode
+from agentfuse.fuse.names import RENAME_EXCHANGE
+from agentfuse.sync.absent import State
 
 if TYPE_CHECKING:
     from agentfuse.fuse.xattrs import Xattrs
+    from agentfuse.sync.hydration import Hydration
 
 FOREVER_S = 10 * 365 * 86400.0
 _DIRECTORY_BLKSIZE = 1 << 20
@@ -46,6 +50,7 @@ class Operations(pyfuse3.Operations):
         self,
         filesystem: Filesystem,
         xattrs: Xattrs,
+        hydration: Hydration,
         *,
         on_init: Callable[[], None],
         free_bytes: Callable[[], int],
@@ -57,6 +62,8 @@ class Operations(pyfuse3.Operations):
         self._content = filesystem.content
         self._inodes = filesystem.inodes
         self._xattrs = xattrs
+        self._hydration = hydration
+        self._absent = filesystem.absent.by_ino
         self._on_init = on_init
         self._free_bytes = free_bytes
         self._listings: dict[int, Listing] = {}
@@ -115,8 +122,8 @@ class Operations(pyfuse3.Operations):
     def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._fs.rmdir(parent_inode, name)
 
-    @changing_handler
-    def rename(  # noqa: PLR0917  # pyfuse3 calls it so
+    @slow_handler
+    async def rename(  # noqa: PLR0917  # pyfuse3 calls it so
         self,
         parent_inode_old: int,
         name_old: bytes,
@@ -125,6 +132,9 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
+        if self.gate.is_closed or self._absent:
+            names = ((parent_inode_old, name_old), (parent_inode_new, name_new))
+            await self._ready_to_leave(*names, exchange=bool(flags & RENAME_EXCHANGE))
         self._fs.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
     # Attributes ------------------------------------------------------------------------------------
@@ -133,8 +143,8 @@ class Operations(pyfuse3.Operations):
     def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> EntryAttributes:
         return attributes(*self._fs.getattr(inode))
 
-    @changing_handler
-    def setattr(
+    @slow_handler
+    async def setattr(
         self,
         inode: int,
         attr: EntryAttributes,
@@ -150,6 +160,11 @@ class Operations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
+        node = self._inodes.get(inode)
+        if change.size is not None and node.ino in self._absent:
+            await self._ready(node, writing=True, emptying=change.size == 0)
+        elif self.gate.is_closed:
+            await self.gate.passed()
         return attributes(*self._fs.setattr(inode, change))
 
     @handler
@@ -193,9 +208,43 @@ class Operations(pyfuse3.Operations):
         inode, st, handle = self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
         return FileInfo(fh=handle), attributes(inode, st)
 
-    @changing_handler
-    def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
-        return FileInfo(fh=self._content.open(self._inodes.get(inode), flags))
+    @slow_handler
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
+        node = self._inodes.get(inode)
+        if self.gate.is_closed or node.ino in self._absent:
+            writing = flags & os.O_ACCMODE != os.O_RDONLY
+            await self._ready(node, writing=writing, emptying=bool(flags & os.O_TRUNC))
+        return FileInfo(fh=self._content.open(node, flags))
+
+    async def _ready(self, inode: Inode, *, writing: bool, emptying: bool) -> None:
+        """Wait until the home may change, and this file may be opened, or emptied, if it is to be.
+
+        Nothing else happens between that and what the caller does next.
+        """
+        while True:
+            await self.gate.passed()
+            item = self._absent.get(inode.ino)
+            if item is None or (emptying and item.state is not State.FILLING):
+                return
+            if emptying:
+                await self._hydration.stopped(item)
+            elif item.allows(writing=writing):
+                return
+            else:
+                await self._hydration.need(item, partial(self._fs.open_to_fill, inode), writing=writing)
+
+    async def _ready_to_leave(self, old: Name, new: Name, *, exchange: bool) -> None:
+        """Wait until the home may change, and what would go to another region has its contents."""
+        while True:
+            await self.gate.passed()
+            leaving = self._fs.leaving(old, new) or (self._fs.leaving(new, old) if exchange else [])
+            if not leaving:
+                return
+            try:
+                await self._hydration.need(leaving[0], partial(self._fs.open_item, leaving[0]), writing=True)
+            except OSError as error:
+                # Moving is copying then, for who knows how to, and that may still fail.
+                raise OSError(errno.EXDEV, "contents are still arriving") from error
 
     @handler
     def read(self, fh: int, off: int, size: int) -> bytes:

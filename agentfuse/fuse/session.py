@@ -19,6 +19,7 @@ from agentfuse.fuse.inodes import InodeTable
 from agentfuse.fuse.operations import Operations
 from agentfuse.fuse.xattrs import Xattrs
 from agentfuse.home.quota import Ledger
+from agentfuse.sync.hydration import Hydration
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class SessionOptions:
 class Session:
     """A mounted home. Make it with ``mounted``; run it once; stop it from the trio thread."""
 
-    def __init__(self, tree: Path, ledger: Ledger, options: SessionOptions) -> None:
+    def __init__(self, tree: Path, ledger: Ledger, hydration: Hydration, options: SessionOptions) -> None:
         self.ledger = ledger
         self.ready = trio.Event()
         self._options = options
@@ -48,15 +49,19 @@ class Session:
         self._filesystem = Filesystem(
             self._inodes,
             ledger,
+            hydration.absent,
             gives_away=os.geteuid() == 0,
             allow_devices="dev" in options.extra,
         )
         self._operations = Operations(
             self._filesystem,
             Xattrs(self._inodes, enabled=options.xattrs),
+            hydration,
             on_init=self.ready.set,
             free_bytes=self._free_bytes,
         )
+        hydration.passed = self._operations.gate.passed
+        hydration.absent.on_here = self._tell_anew
 
     def fuse_options(self) -> set[str]:
         """The options handed to libfuse. nosuid and nodev are its defaults."""
@@ -99,19 +104,26 @@ class Session:
         self._filesystem.content.close()
         self._inodes.close()
 
+    def _tell_anew(self, ino: int) -> None:
+        inode = self._inodes.find(ino)
+        if inode is not None:
+            inode.answer = None
+
     def _free_bytes(self) -> int:
         disk = os.fstatvfs(self._root_fd)
         return disk.f_bavail * disk.f_frsize
 
 
 @contextlib.contextmanager
-def mounted(tree: Path, mountpoint: Path, ledger: Ledger, options: SessionOptions) -> Iterator[Session]:
+def mounted(
+    tree: Path, mountpoint: Path, ledger: Ledger, hydration: Hydration, options: SessionOptions
+) -> Iterator[Session]:
     """Mount ``tree`` at ``mountpoint``; on leaving, the connection to the kernel is closed.
 
-    Unmounting is the caller's: what is found at the path then may be somebody else's mount.
+    ``hydration`` brings what is absent from the tree. Unmounting is the caller's: what is found at the path then may be somebody else's mount.
     Raises ``EnvironmentProblem`` when the kernel or fusermount3 refuses.
     """
-    session = Session(tree, ledger, options)
+    session = Session(tree, ledger, hydration, options)
     try:
         try:
             pyfuse3.init(session.operations, str(mountpoint), session.fuse_options())

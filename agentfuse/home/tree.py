@@ -249,6 +249,21 @@ def _weigh_from(cursor: Cursor, path: bytes, found: os.stat_result, weight: Weig
                 pending.append(join(directory, name))
 
 
+def inodes_below(directory: int, name: bytes) -> list[int]:
+    """The numbers of the inodes that ``name`` in a directory, given by descriptor, and all below it are."""
+    with Cursor(directory) as cursor:
+        found = os.stat(name, dir_fd=cursor.enter(b""), follow_symlinks=False)
+        inodes = [found.st_ino]
+        pending = [name] if stat.S_ISDIR(found.st_mode) else []
+        while pending:
+            path = pending.pop()
+            for each, st in read_directory(cursor.enter(path)):
+                inodes.append(st.st_ino)
+                if stat.S_ISDIR(st.st_mode):
+                    pending.append(join(path, each))
+    return inodes
+
+
 def take_stock(tree: Path, ledger: Ledger) -> None:
     """Set every account to what the tree on disk really holds."""
     weights = {account.name: Weight() for account in ledger.accounts()}

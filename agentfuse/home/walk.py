@@ -182,6 +182,16 @@ def open_directory(name: bytes, directory_fd: int | None) -> int:
             return os.open(name, _DIRECTORY, dir_fd=directory_fd)
 
 
+def open_to_fill(name: bytes, directory_fd: int) -> int:
+    """Open a regular file to read and write it, even one that its owner may not."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(name, flags, dir_fd=directory_fd)
+    except PermissionError:
+        with _unlocked(name, directory_fd, 0o600):
+            return os.open(name, flags, dir_fd=directory_fd)
+
+
 def _open_level(name: bytes, directory_fd: int | None) -> _Level:
     fd = open_directory(name, directory_fd)
     found = os.fstat(fd)

@@ -19,7 +19,7 @@ from agentfuse.snapshots.layout import object_key
 from agentfuse.snapshots.pins import Pins
 from agentfuse.snapshots.references import require_newest
 from agentfuse.sync.contents import stream_content, verify
-from agentfuse.sync.hydrate import Run, plan
+from agentfuse.sync.fetch import Run, plan
 from agentfuse.sync.reports import Meter
 from agentfuse.sync.workers import Workers
 

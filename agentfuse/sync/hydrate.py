@@ -1,40 +1,35 @@
 """Bringing a snapshot back to disk, every byte verified, nothing outside the root whatever it says.
 
-Contents come in ranges: those that lie near each other in an object come with one request. One thread
-writes; others fetch. Knows how to read a listing, not where listings come from.
+Either with all contents, or with marks where they belong, to be filled later (``sync.absent``). One
+thread writes; others fetch. Knows how to read a listing, not where listings come from.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from io import FileIO
 from pathlib import Path
 
 from agentfuse.errors import EnvironmentProblem
+from agentfuse.home import marks
 from agentfuse.home.walk import Cursor, local_disk
 from agentfuse.killpoints import passing
-from agentfuse.objectstore.base import CHUNK_BYTES, ObjectStore
+from agentfuse.objectstore.base import ObjectStore
 from agentfuse.snapshots.entries import EMPTY_SHA256, Entry, printable, totals_of, tree_key
 from agentfuse.snapshots.layout import object_key
-from agentfuse.sync.contents import verify
+from agentfuse.sync.fetch import Run, content_of, copy_all, plan, read_run, stream_into, write_all
 from agentfuse.sync.reports import Meter
-from agentfuse.sync.upload import PACK_BYTES, SMALL_BYTES
+from agentfuse.sync.upload import SMALL_BYTES
 from agentfuse.sync.workers import Workers
 
 _log = logging.getLogger(__name__)
 
-GAP_BYTES = 256 * 1024
-"""Bytes that nobody wants between two contents are fetched along: a request costs more than they do."""
-
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_ZEROS = bytes(CHUNK_BYTES)
 
 
 def hydrate(
@@ -53,45 +48,51 @@ def hydrate(
     hash says, ``ObjectNotFoundError`` for missing ones, ``EnvironmentProblem`` when the
     disk fails or lacks room.
     """
+    return _write(store, agent, entries, root, owner=owner, meter=meter, lazily=False)[0]
+
+
+def lay_out(
+    store: ObjectStore,
+    agent: str,
+    entries: Mapping[bytes, Entry],
+    root: Path,
+    *,
+    owner: tuple[int, int] | None,
+    meter: Meter,
+) -> tuple[int, list[bytes]]:
+    """As :func:`hydrate`, but leave the contents to come later; the paths of the files that are marked so.
+
+    What cannot be marked (``home.marks``) is complete. Of the names of one inode the first is given.
+    """
+    return _write(store, agent, entries, root, owner=owner, meter=meter, lazily=True)
+
+
+def _write(
+    store: ObjectStore,
+    agent: str,
+    entries: Mapping[bytes, Entry],
+    root: Path,
+    *,
+    owner: tuple[int, int] | None,
+    meter: Meter,
+    lazily: bool,
+) -> tuple[int, list[bytes]]:
     with local_disk(root), Cursor(root) as cursor:
-        if os.listdir(cursor.enter(b"")):
+        root_fd = cursor.enter(b"")
+        if os.listdir(root_fd):
             raise EnvironmentProblem(f"cannot restore into {root}: it is not empty")
         _check_room(root, entries.values())
         writer = _Writer(cursor, entries, owner, meter)
         writer.begin()
         passing("restore.begun")
+        marked = writer.mark() if lazily and marks.are_kept(root_fd) else []
         runs = plan(writer.contents())
-        _fetch(store, agent, runs, writer)
+        if runs:
+            _fetch(store, agent, runs, writer)
         writer.finish()
-        _sync_filesystem(cursor.enter(b""))
+        sync_filesystem(cursor.enter(b""))
         passing("restore.complete")
-    return len(runs)
-
-
-@dataclass(slots=True)
-class Run:
-    """Contents of one object, from ``offset`` to ``end``, that come with one request."""
-
-    object: str
-    offset: int
-    end: int
-    contents: list[Entry]
-
-
-def plan(contents: Iterable[Entry]) -> list[Run]:
-    """Group contents to runs that are cheap to fetch, and no longer than a pack unless a content is."""
-    runs: list[Run] = []
-    last = Run("", 0, 0, [])
-    for entry in sorted(contents, key=lambda entry: (entry.object, entry.offset)):
-        end = max(last.end, entry.offset + entry.size)
-        is_near = entry.object == last.object and entry.offset - last.end <= GAP_BYTES
-        if is_near and end - last.offset <= PACK_BYTES:
-            last.contents.append(entry)
-            last.end = end
-        else:
-            last = Run(entry.object, entry.offset, entry.offset + entry.size, [entry])
-            runs.append(last)
-    return runs
+    return len(runs), marked
 
 
 def _fetch(store: ObjectStore, agent: str, runs: list[Run], writer: _Writer) -> None:
@@ -109,28 +110,13 @@ def _fetch(store: ObjectStore, agent: str, runs: list[Run], writer: _Writer) -> 
 
 
 def _get(store: ObjectStore, key: str, run: Run) -> list[tuple[Entry, memoryview]]:
-    """The contents of a run, verified."""
-    data = memoryview(store.get(key, offset=run.offset, length=run.end - run.offset))
-    found = []
-    for entry in run.contents:
-        start = entry.offset - run.offset
-        content = data[start : start + entry.size]
-        verify(store, key, entry, len(content), hashlib.sha256(content).hexdigest())
-        found.append((entry, content))
-    return found
+    data = read_run(store, key, run)
+    return [(entry, content_of(store, key, run, data, entry)) for entry in run.contents]
 
 
 def _fill(file: FileIO, store: ObjectStore, key: str, entry: Entry) -> FileIO:
-    """Stream one large content into a file, and verify it."""
     try:
-        digest = hashlib.sha256()
-        size = 0
-        for piece in store.stream(key, offset=entry.offset, length=entry.size):
-            size += len(piece)
-            digest.update(piece)
-            _write_sparsely(file, piece)
-        verify(store, key, entry, size, digest.hexdigest())
-        file.truncate(entry.size)
+        stream_into(file, store, key, entry, lambda: False)
     except BaseException:
         file.close()
         raise
@@ -159,7 +145,7 @@ class _Writer:
 
     def contents(self) -> list[Entry]:
         """One entry for each content that must come from the store."""
-        return [inodes[0] for sha256, inodes in self._inodes.items() if sha256 != EMPTY_SHA256]
+        return [inodes[0] for sha256, inodes in self._inodes.items() if inodes and sha256 != EMPTY_SHA256]
 
     def begin(self) -> None:
         """Make the directories, open to us until the end, and the files without a content."""
@@ -169,6 +155,36 @@ class _Writer:
                 os.mkdir(name, 0o700, dir_fd=directory_fd)
         for entry in self._inodes.get(EMPTY_SHA256, ()):
             self._complete(entry, self.create(entry))
+
+    def mark(self) -> list[bytes]:
+        """Make the files with contents as far as marks can be set, without the contents; their paths."""
+        marked = []
+        for sha256, inodes in self._inodes.items():
+            if sha256 == EMPTY_SHA256:
+                continue
+            rest = []
+            for entry in inodes:
+                passing("restore.content")
+                if self._mark(entry):
+                    marked.append(entry.path)
+                else:
+                    rest.append(entry)
+            self._inodes[sha256] = rest
+        return marked
+
+    def _mark(self, entry: Entry) -> bool:
+        file = self.create(entry)
+        try:
+            marks.write(file.fileno(), marks.Mark(entry.sha256))
+            file.truncate(entry.size)
+            self._complete(entry, file)
+        except OSError:
+            # Whatever it is, the attempt with the content will succeed or say it.
+            with file:
+                directory_fd, name = self._cursor.parent(entry.path)
+                os.unlink(name, dir_fd=directory_fd)
+            return False
+        return True
 
     def create(self, entry: Entry) -> FileIO:
         """A new, empty file; its attributes come with its content."""
@@ -182,7 +198,7 @@ class _Writer:
             passing("restore.content")
             for entry in self._inodes[first.sha256]:
                 file = self.create(entry)
-                _write_all(file, content)
+                write_all(file, content)
                 self._complete(entry, file)
 
     def filled(self, first: Entry, file: FileIO) -> None:
@@ -191,9 +207,7 @@ class _Writer:
         for entry in self._inodes[first.sha256][1:]:
             with open(self._cursor.open_file(first.path), "rb", buffering=0) as source:
                 copy = self.create(entry)
-                while piece := source.read(CHUNK_BYTES):
-                    _write_sparsely(copy, piece)
-                copy.truncate(entry.size)
+                copy_all(source, copy)
                 self._complete(entry, copy)
 
     def finish(self) -> None:
@@ -260,19 +274,6 @@ def _set_xattr(fd: int, name: bytes, value: bytes, entry: Entry) -> None:
         )
 
 
-def _write_sparsely(file: FileIO, piece: bytes) -> None:
-    """Write, leaving a hole where all is zero; the caller sets the file's length at the end."""
-    if piece == _ZEROS[: len(piece)]:
-        file.seek(len(piece), os.SEEK_CUR)
-    else:
-        _write_all(file, memoryview(piece))
-
-
-def _write_all(file: FileIO, content: memoryview) -> None:
-    while content:
-        content = content[file.write(content) :]
-
-
 def _check_room(root: Path, entries: Iterable[Entry]) -> None:
     totals = totals_of(entries)
     room = os.statvfs(root)
@@ -285,7 +286,7 @@ def _check_room(root: Path, entries: Iterable[Entry]) -> None:
         )
 
 
-def _sync_filesystem(fd: int) -> None:
+def sync_filesystem(fd: int) -> None:
     """Make all that was written durable with one call, where fsync would take one for each file."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syncfs(fd) != 0:

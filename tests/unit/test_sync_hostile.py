@@ -20,7 +20,8 @@ from agentfuse.snapshots.document import encode
 from agentfuse.snapshots.entries import Entry
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.layout import object_key, snapshot_key
-from agentfuse.sync.hydrate import hydrate, plan
+from agentfuse.sync.fetch import plan
+from agentfuse.sync.hydrate import hydrate
 from agentfuse.sync.reports import Meter
 
 

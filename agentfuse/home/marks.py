@@ -1,0 +1,105 @@
+"""The mark of a file whose content is not here yet: an extended attribute of the backing file.
+
+A marked file has its name, size and attributes, and a hole or worthless bytes for a content; the mark says
+which content belongs into it. A file without a mark is what it seems to be. Agents neither see nor set
+these attributes. Knows no store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import struct
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+_T = TypeVar("_T")
+
+NAME = b"user.agentfuse.absent"
+
+_SHA256_BYTES = 32
+# Seconds, nanoseconds, mode. All of a mark fits into ext4's inode (up to 56 bytes do): no block for it.
+_FILLING = struct.Struct("<qIH")
+_NO_MARK = (errno.ENODATA, errno.EOPNOTSUPP)
+
+
+class Mark(NamedTuple):
+    """``sha256`` in hexadecimal. ``filling``: None, or the mtime in nanoseconds and the mode that the file
+    has while its content is being written, which changes what the filesystem says of both.
+    """
+
+    sha256: str
+    filling: tuple[int, int] | None = None
+
+
+def are_kept(directory_fd: int) -> bool:
+    """Whether the filesystem of a directory of ours can hold marks."""
+    try:
+        os.setxattr(directory_fd, NAME, b"")
+        os.removexattr(directory_fd, NAME)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSPC, errno.EDQUOT):
+            return False
+        raise
+    return True
+
+
+def write(fd: int, mark: Mark) -> None:
+    """Mark an open file of ours, or change its mark. Raises ``OSError``, ENOSPC if it has no room."""
+    value = bytes.fromhex(mark.sha256)
+    if mark.filling is not None:
+        mtime_ns, mode = mark.filling
+        value += _FILLING.pack(*divmod(mtime_ns, 10**9), mode)
+    _permitted(fd, lambda: os.setxattr(fd, NAME, value))
+
+
+def remove(fd: int) -> None:
+    """Remove the mark; a file that has none is no error."""
+    try:
+        _permitted(fd, lambda: os.removexattr(fd, NAME))
+    except OSError as error:
+        if error.errno not in _NO_MARK:
+            raise
+
+
+def read(fd: int) -> Mark | None:
+    """The mark of an open file; None when it has none, so its content is its own."""
+    try:
+        value = _permitted(fd, lambda: os.getxattr(fd, NAME))
+    except OSError as error:
+        if error.errno in _NO_MARK:
+            return None
+        raise
+    sha256 = value[:_SHA256_BYTES].hex()
+    if len(value) <= _SHA256_BYTES:
+        return Mark(sha256)
+    seconds, nanoseconds, mode = _FILLING.unpack(value[_SHA256_BYTES:])
+    return Mark(sha256, (seconds * 10**9 + nanoseconds, mode))
+
+
+def restore(fd: int, mark: Mark) -> None:
+    """Give a file back its mode and mtime, which writing its content has changed, and say so in the mark."""
+    if mark.filling is None:
+        return
+    mtime_ns, mode = mark.filling
+    found = os.fstat(fd)
+    if stat.S_IMODE(found.st_mode) != mode:
+        os.fchmod(fd, mode)  # set-id bits go when somebody who is not root writes
+    os.utime(fd, ns=(found.st_atime_ns, mtime_ns))
+    write(fd, Mark(mark.sha256))
+
+
+def _permitted(fd: int, work: Callable[[], _T]) -> _T:
+    """An owner that is not root needs the file's permission bits even with a descriptor."""
+    try:
+        return work()
+    except PermissionError:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        os.fchmod(fd, mode | 0o600)
+        try:
+            return work()
+        finally:
+            with contextlib.suppress(OSError):
+                os.fchmod(fd, mode)
