@@ -41,7 +41,9 @@ from agentfuse.errors import (
 from agentfuse.fuse.session import Session, SessionOptions, mounted, widen_read_ahead
 from agentfuse.home.tree import Home, now
 from agentfuse.progress import Progress, Reporter
+from agentfuse.sync.backfill import Backfill
 from agentfuse.sync.background import Pace, RegionSync
+from agentfuse.sync.hydration import Hydration
 from agentfuse.sync.keeper import HomeKeeper
 from agentfuse.sync.reports import CommitReport
 from agentfuse.sync.synced import told
@@ -125,6 +127,9 @@ class Mount:
             allow_other=mountpoints.may_allow_other(), xattrs=config.xattrs, extra=config.mount_options
         )
         self._session: Session
+        self._hydration = Hydration(keeper.absent)
+        self._backfill = Backfill(self._hydration)
+        self._hydrating = trio.CancelScope()
         self.failure: AgentfuseError | None = None
         self.was_mounted = False
         self._state = "starting"
@@ -165,6 +170,7 @@ class Mount:
             "rss_bytes": _resident_bytes(),
             "regions": {account.name: account.as_dict() for account in self._keeper.ledger.accounts()},
             "sync": {sync.name: sync.as_dict() for sync in self._syncs},
+            "hydration": self._backfill.as_dict(),
             "fuse": self._session.as_dict(),
         }
 
@@ -216,7 +222,9 @@ class Mount:
         path = self._spec.mountpoint
         with (
             mountpoints.closed_below(path) as close_below,
-            mounted(self._keeper.home.tree, path, self._keeper.ledger, self._options) as session,
+            mounted(
+                self._keeper.home.tree, path, self._keeper.ledger, self._hydration, self._options
+            ) as session,
         ):
             close_below()
             yield session
@@ -237,6 +245,7 @@ class Mount:
                 self._live.set()
                 self._registry.publish(self._registered())
                 on_ready(self.status())
+                serving.start_soon(self._hydrate)
         finally:
             self._state = "flushing"
             self._ended.set()
@@ -252,6 +261,13 @@ class Mount:
             await self._session.run()
         except Exception:
             log.exception("the FUSE session broke; what was written is flushed")
+        self._hydrating.cancel()
+
+    async def _hydrate(self) -> None:
+        with self._hydrating:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._hydration.run)
+                await self._backfill.run()
 
     def _start_syncing(self, nursery: trio.Nursery) -> None:
         for region, memory in self._keeper.synced.memories.items():

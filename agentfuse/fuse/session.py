@@ -120,8 +120,9 @@ def mounted(
 ) -> Iterator[Session]:
     """Mount ``tree`` at ``mountpoint``; on leaving, the connection to the kernel is closed.
 
-    ``hydration`` brings what is absent from the tree. Unmounting is the caller's: what is found at the path then may be somebody else's mount.
-    Raises ``EnvironmentProblem`` when the kernel or fusermount3 refuses.
+    ``hydration`` brings what is absent from the tree. Unmounting is the caller's: what is found at the
+    path then may be somebody else's mount. Raises ``EnvironmentProblem`` when the kernel or fusermount3
+    refuses.
     """
     session = Session(tree, ledger, hydration, options)
     try:

@@ -94,6 +94,14 @@ class Index:
                 write_durably(self._number_path, b"%d\n" % base.number)
             passing("note.written")
 
+    def reprint(self, prints: Iterable[tuple[bytes, str, int, int, bytes]]) -> None:
+        """Note what files have become whose contents were brought: (path, sha256, ino, ctime_ns, xattrs).
+
+        A row that says otherwise of the content or the attributes, or is gone, stays as it is.
+        """
+        with self._lock:
+            self._with_database(lambda db: _reprint(db, prints))
+
     def clear(self) -> None:
         """Forget everything: the tree is about to be made anew."""
         with self._lock:
@@ -210,6 +218,16 @@ def _write(db: Database, base: Base, changed: Iterable[Row], removed: Iterable[b
         db.conn.executemany(insert, map(_to_columns, changed))
         record = {"id": 1, "number": base.number, "exact": int(base.exact), "rows": db.table("synced").count}
         db.table("base").upsert(record, pk="id")
+
+
+def _reprint(db: Database, prints: Iterable[tuple[bytes, str, int, int, bytes]]) -> None:
+    insert = f"INSERT OR REPLACE INTO synced VALUES ({','.join('?' * len(_COLUMNS))})"
+    with db.atomic():
+        for path, sha256, ino, ctime_ns, xattrs in prints:
+            found = db.execute("SELECT * FROM synced WHERE path = ?", (path,)).fetchone()
+            row = _from_columns(found) if found is not None else None
+            if row is not None and (row.sha256, row.xattrs) == (sha256, xattrs):
+                db.execute(insert, _to_columns(row._replace(ino=ino, ctime_ns=ctime_ns)))
 
 
 def _to_columns(row: Row) -> tuple[object, ...]:

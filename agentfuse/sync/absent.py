@@ -17,14 +17,14 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import trio
 
 from agentfuse.home import marks
-from agentfuse.home.walk import Cursor, open_to_fill
+from agentfuse.home.walk import Cursor, join, local_disk, open_to_fill, read_directory
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.snapshots.entries import Entry, printable
 
@@ -280,6 +280,45 @@ class Absent:
             item.step.errno = code
             item.step.done.set()
             item.step = None
+
+
+def take_up(root: Path) -> Iterator[tuple[int, Entry]]:
+    """The absent files below a root that an earlier process left, each inode once, as (number, entry).
+
+    The entries have no place. What that process had begun is undone; nobody else may change the tree.
+    """
+    seen: set[int] = set()
+    with local_disk(root), Cursor(root) as cursor:
+        pending = [b""]
+        while pending:
+            directory = pending.pop()
+            for name, found in read_directory(cursor.enter(directory)):
+                path = join(directory, name)
+                if stat.S_ISDIR(found.st_mode):
+                    pending.append(path)
+                elif stat.S_ISREG(found.st_mode) and found.st_ino not in seen:
+                    seen.add(found.st_ino)
+                    entry = _take_up(cursor, path)
+                    if entry is not None:
+                        yield found.st_ino, entry
+
+
+def _take_up(cursor: Cursor, path: bytes) -> Entry | None:
+    with open(cursor.open_file(path), "rb", buffering=0) as file:
+        fd = file.fileno()
+        mark = marks.read(fd)
+        if mark is None:
+            return None
+        size = os.fstat(fd).st_size
+        if not size:
+            marks.remove(fd)  # it was emptied, and its mark was about to be removed
+            return None
+        marks.restore(fd, mark)
+        found = os.fstat(fd)
+        mode = stat.S_IMODE(found.st_mode)
+        return Entry(
+            path=path, type="file", mode=mode, mtime_ns=found.st_mtime_ns, size=size, sha256=mark.sha256
+        )
 
 
 def _filling(item: Item) -> marks.Mark:

@@ -73,7 +73,10 @@ class Backfill:
         }
 
     async def run(self) -> None:
-        """Fill until nothing is left that can be; waits and tries again as long as that may help."""
+        """Fill until nothing is left that can be, and all that came is durable; ``Hydration.run`` runs, too.
+
+        Waits and tries again as long as that may help.
+        """
         retry_s = _FIRST_RETRY_S
         searches = 0
         while True:
@@ -95,8 +98,8 @@ class Backfill:
                 await self._search({item.ino: item for item in todo if item.is_astray})
             else:
                 break
-        self._hydration.hurry()
         self._state = "incomplete"
+        await self._hydration.settled()
 
     async def _pass(self, items: list[Item]) -> None:
         """Try once to fill all these files; ``_outage`` tells whether that ended early."""

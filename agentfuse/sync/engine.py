@@ -17,7 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from agentfuse.errors import EnvironmentProblem, ObjectNotFoundError, StoreError
+from agentfuse.errors import EnvironmentProblem, IntegrityError, ObjectNotFoundError, StoreError
+from agentfuse.home import marks
 from agentfuse.home.index import Base, Index, Row
 from agentfuse.home.walk import Cursor, changed_meanwhile, local_disk
 from agentfuse.objectstore.base import ObjectStore
@@ -27,7 +28,9 @@ from agentfuse.snapshots.entries import Entry, printable, totals_of
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.layout import check_id, check_region, object_key
 from agentfuse.snapshots.rebase import Listing, Rebased, by_path, is_changed
-from agentfuse.sync.hydrate import hydrate
+from agentfuse.sync.absent import Absent, Part, Settled, take_up
+from agentfuse.sync.contents import StoredSource, read_content
+from agentfuse.sync.hydrate import hydrate, lay_out
 from agentfuse.sync.merge import Merger, sources
 from agentfuse.sync.reports import CommitReport, Meter, RestoreReport
 from agentfuse.sync.scan import Capture, Print, Scan, observe, scan
@@ -103,11 +106,12 @@ class Memory:
         # Whoever commits without having restored finishes what another process began.
         self._uploader = Uploader(store, agent, may_be_there=True)
 
-    def restore(self, reporter: Reporter) -> RestoreReport:
+    def restore(self, reporter: Reporter, absent: Absent | None = None) -> RestoreReport:
         """Bring the newest snapshot into ``root``, which must be empty, and note it in the index.
 
-        When it returns all is durable on this host; after an error the root is to be cleared. Raises
-        ``StoreError`` and its kinds, and ``EnvironmentProblem``.
+        With ``absent`` without the contents, as far as this host can: the files that are to be filled are
+        added there. When it returns all is durable on this host; after an error the root is to be cleared.
+        Raises ``StoreError`` and its kinds, and ``EnvironmentProblem``.
         """
         self._index.clear()
         self._uploader = Uploader(self._store, self._agent, may_be_there=False)
@@ -117,11 +121,39 @@ class Memory:
         entries = by_path(self._history.read(number).entries)
         totals = totals_of(entries.values())
         meter = Meter(reporter, "restore", total_files=totals.files, total_bytes=totals.bytes)
-        requests = hydrate(self._store, self._agent, entries, self._root, owner=self._owner, meter=meter)
+        restore = hydrate if absent is None else lay_out
+        requests, marked = restore(
+            self._store, self._agent, entries, self._root, owner=self._owner, meter=meter
+        )
         meter.tell()
         now = observe(self._root, entries)
+        if absent is not None:
+            part = self._part()
+            for path in marked:
+                absent.add(part, now.prints[path].ino, now.entries[path])
         self._index.write(Base(number, exact=True), changed=_rows(now, entries.values()))
         return RestoreReport(number, totals.files, totals.bytes, requests)
+
+    def resume(self, absent: Absent) -> None:
+        """Add the files that an earlier process has left without their contents to ``absent``.
+
+        Raises ``StoreError`` when where the contents are must be read from the store and cannot be.
+        """
+        marked = list(take_up(self._root))
+        if not marked:
+            return
+        places = self._places_of_bases(self._last_sync())
+        part = self._part()
+        for ino, entry in marked:
+            absent.add(part, ino, placed(entry, places))
+
+    def _part(self) -> Part:
+        return Part(self._root, self._store, self._agent, self._settled)
+
+    def _settled(self, files: Iterable[Settled]) -> None:
+        """Files hold their contents for good: the next commit need not read them again."""
+        xattrs = msgspec.msgpack.encode(())
+        self._index.reprint((*file, xattrs) for file in files)
 
     def moment(self, reporter: Reporter, spool: Spool) -> Moment:
         """Begin to capture the region at one moment, while others write to it; copies go to ``spool``.
@@ -138,7 +170,8 @@ class Memory:
         Raises as :meth:`commit` does.
         """
         now = moment.finished()
-        self._upload(now.entries.values(), self._places_of_bases(moment.synced), now, reporter)
+        bases = self._places_of_bases(moment.synced)
+        self._upload(now.entries.values(), bases, bases, now, reporter=reporter)
 
     def commit(self, reporter: Reporter, reason: str, moment: Moment | None = None) -> CommitReport:
         """Make what changed since the last sync durable, as a new snapshot upon the newest one.
@@ -187,7 +220,7 @@ class Memory:
         rebase that led to it; the paths of merged texts.
         """
         texts: dict[bytes, bytes]
-        merger = Merger(self._store, self._agent, self._execution, partial(self._read_mine, now))
+        merger = Merger(self._store, self._agent, self._execution, partial(self._read_mine, synced, now))
         for _ in range(MAX_RACES):
             newest = self._history.newest(at_least=synced.number)
             if newest == synced.number and synced.exact:
@@ -196,7 +229,7 @@ class Memory:
             else:
                 theirs = by_path(self._history.read(newest).entries) if newest else {}
                 merged, texts = merger.rebase(synced.entries, theirs, now.entries)
-            entries = self._place(merged.entries, theirs, now, reporter, texts)
+            entries = self._place(merged.entries, theirs, synced, now, reporter=reporter, texts=texts)
             if not is_changed(theirs, entries):
                 self._note(synced, now, theirs, Base(newest, not is_changed(theirs, now.entries)))
                 return None, theirs, merged, tuple(texts)
@@ -219,21 +252,33 @@ class Memory:
             # Collected since. Merging from nothing keeps everything of both sides.
             return _Synced(base.number, False, {}, {})
 
-    def _read_mine(self, now: Scan, entry: Entry) -> bytes:
+    def _read_mine(self, synced: _Synced, now: Scan, entry: Entry) -> bytes | None:
         if entry.sha256 in now.opens:
             return now.opens[entry.sha256]().read(entry.size)
         with local_disk(self._root), Cursor(self._root) as cursor:
             with open(cursor.open_file(entry.path), "rb") as file:
+                if entry.size and marks.read(file.fileno()) is not None:
+                    return self._read_stored(placed(entry, self._places_of_bases(synced)))
                 content = file.read(entry.size + 1)
             if hashlib.sha256(content).hexdigest() != entry.sha256:
                 raise changed_meanwhile(entry.path)
             return content
 
+    def _read_stored(self, entry: Entry) -> bytes | None:
+        """The content of an absent file; None if the store has it no longer."""
+        try:
+            return read_content(self._store, self._agent, entry) if entry.object else None
+        except (ObjectNotFoundError, IntegrityError) as error:
+            _log.warning("%s cannot be merged: %s", printable(entry.path), error)
+            return None
+
     def _place(
         self,
         entries: Mapping[bytes, Entry],
         theirs: Listing,
+        synced: _Synced,
         now: Scan,
+        *,
         reporter: Reporter,
         texts: Mapping[bytes, bytes],
     ) -> dict[bytes, Entry]:
@@ -248,7 +293,9 @@ class Memory:
         made, opens = sources(texts, entries)
         wanted = [*made, *now.entries.values()]
         named = {e.sha256 for e in entries.values()} | {now.entries[path].sha256 for path in texts}
-        self._upload((e for e in wanted if e.sha256 in named), places, now, reporter, opens)
+        bases = self._places_of_bases(synced)
+        unplaced = (entry for entry in wanted if entry.sha256 in named)
+        self._upload(unplaced, places, bases, now, reporter=reporter, opens=opens)
         places.update(self._uploader.places())
         return {path: placed(entry, places) for path, entry in entries.items()}
 
@@ -256,17 +303,26 @@ class Memory:
         self,
         wanted: Iterable[Entry],
         places: Mapping[str, Place],
+        bases: Mapping[str, Place],
         now: Scan,
+        *,
         reporter: Reporter,
         opens: Mapping[str, Callable[[], Readable]] | None = None,
     ) -> None:
-        """Send each content of ``wanted`` that has no place; what neither ``opens`` nor ``now`` opens is read
-        from below the root.
+        """Send each content of ``wanted`` that has no place in ``places``.
+
+        What neither ``opens`` nor ``now`` opens is read from below the root, or, if it is absent there, from
+        its place in ``bases``, which may soon be gone.
         """
+
+        def stored(entry: Entry) -> Readable:
+            return StoredSource(self._store, self._agent, placed(entry, bases))
+
         files = list({e.sha256: e for e in wanted if e.size and e.sha256 not in places}.values())
         if files:
             meter = Meter(reporter, "flush", total_files=len(files), total_bytes=sum(e.size for e in files))
-            self._uploader.upload(self._root, files, meter, elsewhere={**now.opens, **(opens or {})})
+            elsewhere = {**now.opens, **(opens or {})}
+            self._uploader.upload(self._root, files, meter, elsewhere=elsewhere, stored=stored)
             meter.tell()
 
     def _snapshot(self, parent: int, reason: str, entries: Listing) -> Snapshot:

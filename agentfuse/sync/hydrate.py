@@ -40,15 +40,17 @@ def hydrate(
     *,
     owner: tuple[int, int] | None,
     meter: Meter,
-) -> int:
-    """Write a sound listing into ``root``, an empty directory, and make it durable; the number of reads.
+) -> tuple[int, list[bytes]]:
+    """Write a sound listing into ``root``, an empty directory, and make it durable.
+
+    The number of reads, and the files without their contents: none, see :func:`lay_out`.
 
     Modes, times, links, attributes and, unless ``owner`` is None, uid and gid are set. After an error
     the root is half full and worthless. Raises ``IntegrityError`` for contents that are not what their
     hash says, ``ObjectNotFoundError`` for missing ones, ``EnvironmentProblem`` when the
     disk fails or lacks room.
     """
-    return _write(store, agent, entries, root, owner=owner, meter=meter, lazily=False)[0]
+    return _write(store, agent, entries, root, owner=owner, meter=meter, lazily=False)
 
 
 def lay_out(
@@ -60,7 +62,7 @@ def lay_out(
     owner: tuple[int, int] | None,
     meter: Meter,
 ) -> tuple[int, list[bytes]]:
-    """As :func:`hydrate`, but leave the contents to come later; the paths of the files that are marked so.
+    """As :func:`hydrate`, but leave the contents to come later; the second value has the files marked so.
 
     What cannot be marked (``home.marks``) is complete. Of the names of one inode the first is given.
     """

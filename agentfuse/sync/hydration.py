@@ -36,6 +36,7 @@ _SETTLE_AT = 512
 """So many files are made durable together, if they come fast; each holds a descriptor until then."""
 
 _SETTLE_AFTER_S = 0.5
+_UNSETTLED = (State.HERE, State.SETTLING)
 HOPELESS = (IntegrityError, ObjectNotFoundError)
 """Errors of a content that another attempt does not help against."""
 
@@ -124,6 +125,12 @@ class Hydration:
     async def room(self) -> None:
         """Wait while too many files wait to be made durable: each holds a descriptor."""
         while len(self.absent.here) >= 2 * _SETTLE_AT:
+            await self._has_room.wait()
+
+    async def settled(self) -> None:
+        """Wait until nothing that is here waits to be made durable."""
+        self.hurry()
+        while self.absent.by_ino and any(i.state in _UNSETTLED for i in self.absent.by_ino.values()):
             await self._has_room.wait()
 
     def hurry(self) -> None:

@@ -20,6 +20,7 @@ from agentfuse.home.walk import clear_tree
 from agentfuse.killpoints import passing
 from agentfuse.objectstore import probe
 from agentfuse.progress import Reporter
+from agentfuse.sync.absent import Absent
 from agentfuse.sync.recovery import finish, held, owner_of
 from agentfuse.sync.stores import Stores
 from agentfuse.sync.synced import SyncedRegions
@@ -29,7 +30,8 @@ class HomeKeeper:
     """Opens a home before the mount and flushes it after; what earlier runs left unfinished, too.
 
     ``ephemeral``: the execution's id was made up, so nobody can come back to the home once it is clean.
-    The caller holds the home's lock. ``resumed`` tells, once it is open, that a run of it did not end.
+    The caller holds the home's lock. ``resumed`` tells, once it is open, that a run of it did not end;
+    ``absent`` has the files whose contents are still in the store.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class HomeKeeper:
         self.ledger = Ledger(config.regions)
         self.resumed = False
         self.synced: SyncedRegions
+        self.absent = Absent()
 
     def open(self) -> None:
         """Bring the home to where it can be mounted: laid out, restored, its use counted."""
@@ -60,6 +63,8 @@ class HomeKeeper:
             self.resumed = True
             self._reporter.say(f"resuming execution {record.execution}: it did not end cleanly")
             self.home.lay_out(self.config.regions, self._owner)
+            for _, memory in self.synced.agents():
+                memory.resume(self.absent)
         else:
             self._restore()
         take_stock(self.home.tree, self.ledger)
@@ -116,7 +121,7 @@ class HomeKeeper:
         self.home.lay_out(self.config.regions, self._owner)
         for region, memory in self.synced.agents():
             clear_tree(self.home.tree / region.name)
-            report = memory.restore(self._reporter)
+            report = memory.restore(self._reporter, self.absent)
             if report.number is None:
                 self._reporter.say(f"{region.name}/: no snapshot yet, it starts empty")
             else:

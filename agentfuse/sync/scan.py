@@ -20,6 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from agentfuse.errors import AgentfuseError
+from agentfuse.home import marks
 from agentfuse.home.walk import Cursor, changed_meanwhile, join, local_disk, read_directory
 from agentfuse.killpoints import passing
 from agentfuse.snapshots.document import MAX_DOCUMENT_BYTES, MAX_TIME_NS
@@ -42,6 +43,9 @@ class Print(NamedTuple):
 
 
 UNTRUSTED = Print(0, 0)
+
+_LOOKS = 5
+"""A file that is being filled is looked at again when that has just begun, or ended."""
 
 
 @dataclass(slots=True)
@@ -215,6 +219,8 @@ class _Scanner:
         fd = self._cursor.open_file(path)
         with open(fd, "rb", buffering=0) as file:
             before = os.fstat(fd)
+            if before.st_size and marks.read(fd) is not None:
+                return _absent_entry(path, fd)
             if self._capture is None:
                 sha256, size = hash_file(file)
             else:
@@ -224,7 +230,7 @@ class _Scanner:
             after = os.fstat(fd)
         if size != found.st_size or before.st_ino != found.st_ino or _state(before) != _state(after):
             raise changed_meanwhile(path)
-        return _entry(path, "file", found, size=size, sha256=sha256, xattrs=xattrs), _print(after)
+        return _entry(path, "file", before, size=size, sha256=sha256, xattrs=xattrs), _print(after)
 
     def _is_untouched(self, path: bytes, found: os.stat_result) -> bool:
         known = self._known.get(path)
@@ -294,6 +300,23 @@ def _entry(
         target=target,
         xattrs=xattrs,
     )
+
+
+def _absent_entry(path: bytes, fd: int) -> tuple[Entry, Print]:
+    """A file whose content is not here, by its mark; while it is being filled that knows mtime and mode."""
+    for _ in range(_LOOKS):
+        before = os.fstat(fd)
+        mark = marks.read(fd)
+        after = os.fstat(fd)
+        if mark is None:
+            break
+        entry = _entry(path, "file", after, size=after.st_size, sha256=mark.sha256, xattrs=read_xattrs(fd))
+        if mark.filling is not None:
+            mtime_ns, mode = mark.filling
+            return msgspec.structs.replace(entry, mtime_ns=_kept_time(mtime_ns), mode=mode), UNTRUSTED
+        if _state(before) == _state(after) and before.st_mode == after.st_mode:
+            return entry, _print(after)
+    raise changed_meanwhile(path)
 
 
 def _kept_time(ns: int) -> int:

@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from agentfuse.errors import ObjectNotFoundError
+from agentfuse.home import marks
 from agentfuse.home.walk import Cursor, changed_meanwhile, local_disk
 from agentfuse.killpoints import passing
 from agentfuse.objectstore.base import ObjectStat, ObjectStore, Source
@@ -93,10 +94,12 @@ class Uploader:
         meter: Meter,
         *,
         elsewhere: Mapping[str, Callable[[], Readable]] | None = None,
+        stored: Callable[[Entry], Readable] | None = None,
     ) -> None:
         """Send the contents of ``files``, which lie below ``root``: one entry for each content.
 
-        ``elsewhere``: by hash, what opens the contents that do not lie there.
+        ``elsewhere``: by hash, what opens the contents that do not lie there. ``stored`` opens those of
+        files that are there without their contents (``home.marks``).
         When this returns all are durable in the store and in :meth:`places`; after an error some are.
         Raises ``BusyError`` if a file no longer is what its entry says.
         """
@@ -105,7 +108,11 @@ class Uploader:
             def opened(entry: Entry) -> Readable:
                 if elsewhere and entry.sha256 in elsewhere:
                     return elsewhere[entry.sha256]()
-                return open(cursor.open_file(entry.path), "rb", buffering=0)
+                fd = cursor.open_file(entry.path)
+                if stored is None or marks.read(fd) is None:
+                    return open(fd, "rb", buffering=0)
+                os.close(fd)
+                return stored(entry)
 
             self.send(files, opened, meter)
 

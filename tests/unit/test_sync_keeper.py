@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydrating import bring_all
 
 from agentfuse.config import Config, load_config
 from agentfuse.errors import StoreError, UsageError
@@ -37,6 +38,11 @@ def open_home(config: Config) -> Open:
     return open_home
 
 
+def note_of(keeper: HomeKeeper) -> str:
+    bring_all(keeper.absent)
+    return (keeper.home.tree / "shared" / "note").read_text()
+
+
 def test_the_next_execution_remembers_shared_and_nothing_else(open_home: Open) -> None:
     first = open_home("one")
     (first.home.tree / "shared" / "note").write_text("remember")
@@ -44,7 +50,7 @@ def test_the_next_execution_remembers_shared_and_nothing_else(open_home: Open) -
     first.flush(Silent())
     first.end()
     second = open_home("two")
-    assert (second.home.tree / "shared" / "note").read_text() == "remember"
+    assert note_of(second) == "remember"
     assert os.listdir(second.home.tree / "workspace") == []
 
 
@@ -59,7 +65,7 @@ def test_an_execution_that_ended_cleanly_finds_its_workspace_again(open_home: Op
 def test_what_a_run_could_not_flush_the_next_one_finishes(open_home: Open) -> None:
     crashed = open_home("one")
     (crashed.home.tree / "shared" / "note").write_text("unflushed")
-    assert (open_home("two").home.tree / "shared" / "note").read_text() == "unflushed"
+    assert note_of(open_home("two")) == "unflushed"
     record = crashed.home.record()
     assert record is not None
     assert record.status == "clean"
@@ -83,7 +89,7 @@ def test_a_store_that_vanished_is_not_taken_for_an_empty_one(open_home: Open, co
     with pytest.raises(StoreError, match="it was there and is gone"):
         open_home("two")
     (config.state / "elsewhere").rename(store)
-    assert (open_home("two").home.tree / "shared" / "note").read_text() == "v1"
+    assert note_of(open_home("two")) == "v1"
 
 
 def test_a_new_store_in_place_of_a_vanished_one_is_made_only_on_purpose(
