@@ -268,7 +268,7 @@ def _read(part: Part, run: Run) -> list[tuple[Entry, memoryview | AgentfuseError
     found: list[tuple[Entry, memoryview | AgentfuseError]] = []
     for entry in run.contents:
         try:
-            found.append((entry, content_of(run, data, key, entry)))
+            found.append((entry, content_of(part.store, key, run, data, entry)))
         except IntegrityError as error:
             found.append((entry, error))
     return found

@@ -218,9 +218,9 @@ class _Scanner:
     def _read(self, path: bytes, found: os.stat_result) -> tuple[Entry, Print]:
         fd = self._cursor.open_file(path)
         with open(fd, "rb", buffering=0) as file:
-            before = os.fstat(fd)
-            if before.st_size and marks.read(fd) is not None:
+            if found.st_size and marks.read(fd) is not None:
                 return _absent_entry(path, fd)
+            before = os.fstat(fd)
             if self._capture is None:
                 sha256, size = hash_file(file)
             else:
@@ -314,8 +314,9 @@ def _absent_entry(path: bytes, fd: int) -> tuple[Entry, Print]:
         if mark.filling is not None:
             mtime_ns, mode = mark.filling
             return msgspec.structs.replace(entry, mtime_ns=_kept_time(mtime_ns), mode=mode), UNTRUSTED
-        if _state(before) == _state(after) and before.st_mode == after.st_mode:
-            return entry, _print(after)
+        if (before.st_mode, before.st_mtime_ns) == (after.st_mode, after.st_mtime_ns):
+            # Looking at the mark of a file that its owner may not read has changed the ctime.
+            return entry, _print(after) if _state(before) == _state(after) else UNTRUSTED
     raise changed_meanwhile(path)
 
 
