@@ -22,7 +22,10 @@ from agentfuse.snapshots.entries import Entry, Kind, Totals, UnsoundError, check
 
 FORMAT = 1
 MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
-"""Longest document, unpacked, that is written or read: some 800,000 entries."""
+"""Longest document, unpacked, that is written or read."""
+
+MAX_ENTRIES = 1_000_000
+"""Most entries that are written or read: whoever reads them holds some hundreds of bytes for each."""
 
 _KIND: Literal["agentfuse snapshot"] = "agentfuse snapshot"
 _MAX = 2**62
@@ -276,12 +279,15 @@ class _Packer:
         self._packed = bytearray()
         self._digest = hashlib.sha256()
         self._size = 0
+        self._lines = 0
 
     def add(self, line: bytes) -> None:
         self._put(line + b"\n")
-        if self._size > MAX_DOCUMENT_BYTES:
+        self._lines += 1
+        if self._size > MAX_DOCUMENT_BYTES or self._lines > 1 + MAX_ENTRIES:
             raise AgentfuseError(
-                f"snapshot {self._name} would be longer than the limit of {MAX_DOCUMENT_BYTES:,} bytes",
+                f"snapshot {self._name} would be longer than the limits of {MAX_DOCUMENT_BYTES:,} bytes and "
+                f"{MAX_ENTRIES:,} entries",
                 hint="keep fewer files, or flatter directories",
             )
 
@@ -300,6 +306,8 @@ def _unpack(data: bytes) -> bytes:
     body = unpacker.decompress(data, MAX_DOCUMENT_BYTES + 1)
     if len(body) > MAX_DOCUMENT_BYTES:
         raise ValueError(f"more than {MAX_DOCUMENT_BYTES:,} bytes long when unpacked")
+    if body.count(b"\n") > MAX_ENTRIES + 2:  # the header and the seal
+        raise ValueError(f"more than {MAX_ENTRIES:,} entries")
     if not unpacker.eof:
         raise ValueError("truncated")
     if unpacker.unused_data:

@@ -140,6 +140,20 @@ def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
         decode(bomb, "x")
 
 
+def test_more_entries_than_anybody_can_hold_are_neither_read_nor_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = snapshot(NASTY.values())
+    written = encode(whole)
+    monkeypatch.setattr(document, "MAX_ENTRIES", len(whole.entries))
+    assert decode(encode(whole), "x") == whole
+    monkeypatch.setattr(document, "MAX_ENTRIES", len(whole.entries) - 1)
+    with pytest.raises(IntegrityError, match=r"more than .* entries"):
+        decode(written, "x")
+    with pytest.raises(AgentfuseError, match="entries"):
+        encode(whole)
+
+
 def test_a_listing_that_is_too_long_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document, "MAX_DOCUMENT_BYTES", 1000)
     with pytest.raises(AgentfuseError, match="limit"):
