@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from agentfuse.cli import options
 from agentfuse.cli.output import note, print_json, say
 from agentfuse.cli.tables import print_table
 from agentfuse.config import format_size, parse_agent_id
+from agentfuse.control.registry import open_registry
 from agentfuse.errors import IntegrityError, ObjectNotFoundError, UsageError
 from agentfuse.objectstore import ObjectStore, open_store
 from agentfuse.snapshots.changes import Change, changes, summarise
@@ -21,6 +23,7 @@ from agentfuse.snapshots.document import Snapshot
 from agentfuse.snapshots.entries import Entry, parent_of, printable
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.pins import Pins
+from agentfuse.snapshots.rebase import by_path
 from agentfuse.snapshots.references import (
     Reference,
     find,
@@ -30,6 +33,7 @@ from agentfuse.snapshots.references import (
     resolve,
 )
 from agentfuse.sync.contents import stream_content
+from agentfuse.sync.glance import glance
 
 _HELD_BYTES = 8 * 1024 * 1024
 _SIGNS = {"added": "+", "removed": "-", "changed": "~"}
@@ -84,24 +88,37 @@ def log(
 
 def diff(
     before: Annotated[str, typer.Argument(metavar="AGENT@N", help="The older snapshot.")],
-    after: Annotated[str, typer.Argument(metavar="AGENT@N", help="The newer snapshot.")],
+    after: Annotated[
+        str, typer.Argument(metavar="AGENT@N|MOUNTPOINT", help="The newer snapshot, or a live mount.")
+    ],
     *,
     json: options.Json = False,
     store: options.Store = None,
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Show what is different between two snapshots: + added, - removed, ~ changed."""
+    """Show what is different between two snapshots: + added, - removed, ~ changed.
+
+    Or between a snapshot and what a mount on this host shows now, while it is in use. Files whose size, time
+    and mode are as in the snapshot are taken for unchanged; only others are read. The store is the mount's,
+    unless --store says otherwise.
+    """
+    mount = None if _is_reference(after) else open_registry(os.environ).find_live(after).record
+    if mount is not None and store is None:
+        store = mount.store
     opened = open_store(options.configure(config=config, store=store, state=state).store)
-    sides = [parse_reference(os.fsencode(text)) for text in (before, after)]
-    if any(side.path is not None for side in sides):
-        raise UsageError("diff compares whole snapshots", hint="leave out the path, and search its output")
-    one, other = (open_snapshot(opened, side) for side in sides)
-    found = list(changes(*({entry.path: entry for entry in each.entries} for each in (one, other))))
+    one = _whole_snapshot(opened, before)
+    known = by_path(one.entries)
+    if mount is None:
+        other = _whole_snapshot(opened, after)
+        name, now = f"{other.agent}@{other.number}", by_path(other.entries)
+    else:
+        name, now = mount.mountpoint, glance(Path(mount.mountpoint) / REGION, known)
+    found = list(changes(known, now))
     if json:
         print_json([_change_json(change) for change in found])
     elif not found:
-        say(f"nothing differs between {one.agent}@{one.number} and {other.agent}@{other.number}")
+        say(f"nothing differs between {one.agent}@{one.number} and {name}")
     else:
         print_table(("", "", ""), [_change_cells(change) for change in found])
 
@@ -138,6 +155,18 @@ def show(
         say(f"{entry.type} -> {printable(entry.target)}" if entry.target else entry.type)
 
 
+def _is_reference(text: str) -> bool:
+    """Whether it names a snapshot rather than a directory; no agent's id has a slash."""
+    return "@" in text.partition("/")[0]
+
+
+def _whole_snapshot(store: ObjectStore, text: str) -> Snapshot:
+    reference = parse_reference(os.fsencode(text))
+    if reference.path is not None:
+        raise UsageError("diff compares whole snapshots", hint="leave out the path, and search its output")
+    return open_snapshot(store, reference)
+
+
 def open_snapshot(store: ObjectStore, reference: Reference) -> Snapshot:
     """The snapshot that a reference names. Raises ``NotFoundError``."""
     history = History(store, reference.agent, reference.region)
@@ -145,7 +174,8 @@ def open_snapshot(store: ObjectStore, reference: Reference) -> Snapshot:
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
-    """An entry as verbs with ``--json`` tell it; bytes that are not UTF-8 are lone surrogates."""
+    """An entry as verbs with ``--json`` tell it; bytes that are not UTF-8 are lone surrogates. The hash of a
+    file that could not be read is null."""
     told: dict[str, Any] = {
         "path": os.fsdecode(entry.path),
         "type": entry.type,
@@ -153,7 +183,7 @@ def entry_json(entry: Entry) -> dict[str, Any]:
         "mtime": entry.mtime_ns / 1e9,
     }
     if entry.type == "file":
-        told |= {"size": entry.size, "sha256": entry.sha256}
+        told |= {"size": entry.size, "sha256": entry.sha256 or None}
     if entry.target:
         told["target"] = os.fsdecode(entry.target)
     return told

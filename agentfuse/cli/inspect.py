@@ -17,7 +17,7 @@ from agentfuse.cli.tables import duration, print_table, share, used_of
 from agentfuse.config import count, format_size
 from agentfuse.control.client import ControlClient
 from agentfuse.control.registry import PublishedMount, Registry, open_registry
-from agentfuse.errors import AgentfuseError, BusyError, NotFoundError
+from agentfuse.errors import AgentfuseError, BusyError
 from agentfuse.home.tree import list_homes
 
 _DEADLINE_S = 3.0
@@ -111,12 +111,7 @@ def df(
 
 
 def _ask(registry: Registry, mountpoint: str) -> dict[str, Any]:
-    entry = registry.find(mountpoint)
-    if not entry.alive:
-        raise NotFoundError(
-            f"the daemon of {entry.record.mountpoint} is dead",
-            hint=f"agentfuse umount {entry.record.mountpoint} cleans up; mounting again finishes its work",
-        )
+    entry = registry.find_live(mountpoint)
     return ControlClient(entry.socket, deadline_s=_DEADLINE_S).status()
 
 

@@ -12,7 +12,7 @@ from agentfuse.cli.output import note, print_error, print_json, say, terminal_re
 from agentfuse.config import count, format_size
 from agentfuse.control.client import ControlClient
 from agentfuse.control.registry import open_registry
-from agentfuse.errors import NotFoundError, UnflushedError
+from agentfuse.errors import UnflushedError
 from agentfuse.progress import Silent
 
 
@@ -29,12 +29,7 @@ def sync(
 
     Files held open go along as they are. Without --timeout it tries for 60 seconds. The mount goes on.
     """
-    entry = open_registry(os.environ).find(mountpoint)
-    if not entry.alive:
-        raise NotFoundError(
-            f"the daemon of {entry.record.mountpoint} is dead",
-            hint="agentfuse recover brings what it left into the store",
-        )
+    entry = open_registry(os.environ).find_live(mountpoint)
     done: dict[str, Any] = {}
     for line in ControlClient(entry.socket).sync(timeout_s=timeout):
         done = line.get("done", done)

@@ -120,6 +120,17 @@ class Registry:
             )
         return entry
 
+    def find_live(self, mountpoint: str | Path) -> PublishedMount:
+        """As :meth:`find`, of a mount whose daemon lives."""
+        entry = self.find(mountpoint)
+        if not entry.alive:
+            raise NotFoundError(
+                f"the daemon of {entry.record.mountpoint} is dead",
+                hint=f"agentfuse umount {entry.record.mountpoint} cleans up; agentfuse recover, or mounting "
+                "again, finishes its work",
+            )
+        return entry
+
     def is_served(self, mountpoint: Path) -> bool:
         """Whether a daemon holds the lock of this resolved mountpoint."""
         try:

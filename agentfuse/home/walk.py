@@ -40,10 +40,14 @@ class Cursor:
     Use it as a context manager. Its descriptors stay its own and are good until the next :meth:`enter`.
     """
 
-    def __init__(self, root: int | Path) -> None:
-        """``root``: a directory's path, or a descriptor of it, which stays the caller's."""
-        level = _open_level(b".", root) if isinstance(root, int) else _open_level(os.fsencode(root), None)
-        self._levels = [level]
+    def __init__(self, root: int | Path, *, unlocks: bool = True) -> None:
+        """``root``: a directory's path, or a descriptor of it, which stays the caller's.
+
+        ``unlocks``: whether it may change modes for a moment to get into what its owner locked.
+        """
+        self._unlocks = unlocks
+        name, fd = (b".", root) if isinstance(root, int) else (os.fsencode(root), None)
+        self._levels = [_open_level(name, fd, unlocks)]
         self._path = b""
         self._closed = 0  # levels 1 to this have no descriptor
 
@@ -54,7 +58,10 @@ class Cursor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         while self._levels:
-            self._leave()
+            if self._unlocks:
+                self._leave()  # gives each its mode back
+            elif (level := self._levels.pop()).fd >= 0:
+                os.close(level.fd)
 
     def enter(self, path: bytes) -> int:
         """The descriptor of a directory; the root's path is empty."""
@@ -83,6 +90,8 @@ class Cursor:
         try:
             fd = os.open(name, _FILE, dir_fd=directory_fd)
         except PermissionError:
+            if not self._unlocks:
+                raise
             with _unlocked(name, directory_fd, 0o400):
                 fd = os.open(name, _FILE, dir_fd=directory_fd)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -92,7 +101,7 @@ class Cursor:
 
     def _descend(self, name: bytes) -> None:
         self._path = b"\0"  # nowhere, until enter() is through: an error must not leave a wrong place
-        self._levels.append(_open_level(name, self._levels[-1].fd))
+        self._levels.append(_open_level(name, self._levels[-1].fd, self._unlocks))
         if len(self._levels) - self._closed > MAX_OPEN:
             self._closed += 1
             level = self._levels[self._closed]
@@ -192,14 +201,14 @@ def open_to_fill(name: bytes, directory_fd: int) -> int:
             return os.open(name, flags, dir_fd=directory_fd)
 
 
-def _open_level(name: bytes, directory_fd: int | None) -> _Level:
-    fd = open_directory(name, directory_fd)
+def _open_level(name: bytes, directory_fd: int | None, unlocks: bool) -> _Level:
+    fd = open_directory(name, directory_fd) if unlocks else os.open(name, _DIRECTORY, dir_fd=directory_fd)
     found = os.fstat(fd)
     mode = stat.S_IMODE(found.st_mode)
     is_locked = os.geteuid() != 0 and mode & _UNLOCKED != _UNLOCKED and found.st_uid == os.geteuid()
-    if is_locked:  # open is not enough: names in it are looked up, and removed, as well
+    if is_locked and unlocks:  # open is not enough: names in it are looked up, and removed, as well
         os.fchmod(fd, mode | _UNLOCKED)
-    return _Level(name, fd, _identity(found), mode if is_locked else None)
+    return _Level(name, fd, _identity(found), mode if is_locked and unlocks else None)
 
 
 @contextmanager

@@ -179,9 +179,9 @@ class _Scanner:
             elif stat.S_ISLNK(found.st_mode):
                 parent_fd, name = self._cursor.parent(path)
                 target = os.readlink(name, dir_fd=parent_fd)
-                self._add(path, found, _entry(path, "symlink", found, target=target))
+                self._add(path, found, make_entry(path, "symlink", found, target=target))
             elif stat.S_ISFIFO(found.st_mode):
-                self._add(path, found, _entry(path, "fifo", found))
+                self._add(path, found, make_entry(path, "fifo", found))
             else:
                 self.result.skipped.append(path)
 
@@ -196,7 +196,7 @@ class _Scanner:
     def _directory(self, path: bytes, found: os.stat_result, directory_fd: int) -> Entry:
         untouched = self._is_untouched(path, found)
         xattrs = self._known[path].xattrs if untouched else read_xattrs(directory_fd)
-        return _entry(path, "dir", found, xattrs=xattrs)
+        return make_entry(path, "dir", found, xattrs=xattrs)
 
     def _file(self, path: bytes, found: os.stat_result) -> None:
         names = self._names.setdefault((found.st_dev, found.st_ino), []) if found.st_nlink > 1 else []
@@ -230,7 +230,7 @@ class _Scanner:
             after = os.fstat(fd)
         if size != found.st_size or before.st_ino != found.st_ino or _state(before) != _state(after):
             raise changed_meanwhile(path)
-        return _entry(path, "file", before, size=size, sha256=sha256, xattrs=xattrs), _print(after)
+        return make_entry(path, "file", before, size=size, sha256=sha256, xattrs=xattrs), _print(after)
 
     def _is_untouched(self, path: bytes, found: os.stat_result) -> bool:
         known = self._known.get(path)
@@ -280,7 +280,7 @@ def read_xattrs(fd: int) -> tuple[tuple[bytes, bytes], ...]:
     return tuple((name, os.getxattr(fd, name)) for name in names if is_kept_xattr(name))
 
 
-def _entry(
+def make_entry(
     path: bytes,
     kind: Kind,
     found: os.stat_result,
@@ -290,6 +290,7 @@ def _entry(
     target: bytes = b"",
     xattrs: tuple[tuple[bytes, bytes], ...] = (),
 ) -> Entry:
+    """The entry of what was found at a path."""
     return Entry(
         path=path,
         type=kind,
@@ -310,7 +311,7 @@ def _absent_entry(path: bytes, fd: int) -> tuple[Entry, Print]:
         after = os.fstat(fd)
         if mark is None:
             break
-        entry = _entry(path, "file", after, size=after.st_size, sha256=mark.sha256, xattrs=read_xattrs(fd))
+        entry = make_entry(path, "file", after, size=after.st_size, sha256=mark.sha256, xattrs=read_xattrs(fd))
         if mark.filling is not None:
             mtime_ns, mode = mark.filling
             return msgspec.structs.replace(entry, mtime_ns=_kept_time(mtime_ns), mode=mode), UNTRUSTED
