@@ -107,13 +107,15 @@ def diff(
     if mount is not None and store is None:
         store = mount.store
     opened = open_store(options.configure(config=config, store=store, state=state).store)
-    one = _whole_snapshot(opened, before)
+    reference = _whole(before)
+    one = open_snapshot(opened, reference)
     known = by_path(one.entries)
     if mount is None:
-        other = _whole_snapshot(opened, after)
+        other = open_snapshot(opened, _whole(after))
         name, now = f"{other.agent}@{other.number}", by_path(other.entries)
     else:
-        name, now = mount.mountpoint, glance(Path(mount.mountpoint) / REGION, known)
+        region = reference.region.rpartition("/")[2]
+        name, now = mount.mountpoint, glance(Path(mount.mountpoint) / region, known)
     found = list(changes(known, now))
     if json:
         print_json([_change_json(change) for change in found])
@@ -156,15 +158,15 @@ def show(
 
 
 def _is_reference(text: str) -> bool:
-    """Whether it names a snapshot rather than a directory; no agent's id has a slash."""
-    return "@" in text.partition("/")[0]
+    """Whether it names a snapshot rather than a directory, which ``./`` can be put before."""
+    return "@" in text and not text.startswith(("/", "."))
 
 
-def _whole_snapshot(store: ObjectStore, text: str) -> Snapshot:
+def _whole(text: str) -> Reference:
     reference = parse_reference(os.fsencode(text))
     if reference.path is not None:
         raise UsageError("diff compares whole snapshots", hint="leave out the path, and search its output")
-    return open_snapshot(store, reference)
+    return reference
 
 
 def open_snapshot(store: ObjectStore, reference: Reference) -> Snapshot:

@@ -103,5 +103,18 @@ def test_what_is_no_live_mount_is_refused(home: Home, tmp_path: Path) -> None:
     done = home.agentfuse("diff", str(home.path), "tester@1", "--state", str(home.state))
     assert done.returncode == 2
     assert "names no snapshot" in done.stderr
-    done = home.agentfuse("diff", "tester@1", f"{home.path}@2/x")
+    done = home.agentfuse("diff", "tester@1", f"{home.path}@2")
     assert done.returncode == 66
+    assert "no agentfuse mount" in done.stderr
+
+
+def test_a_region_that_an_execution_kept_is_compared_with_the_same_one(new_home: Callable[..., Home]) -> None:
+    home = new_home(regions={"workspace": (10**6, 100)}, top='sync_delay = "1h"\ncheckpoint_interval = "1h"')
+    home.config.write_text(home.config.read_text() + 'sync = "continuous"\n')
+    home.start()
+    (home.path / "workspace" / "a").write_bytes(b"1")
+    assert home.agentfuse("sync", str(home.path)).returncode == 0
+    (home.path / "workspace" / "b").write_bytes(b"2")
+    found = diff(home, f"tester/{home.execution}/workspace@latest", str(home.path))
+    assert {path: change["change"] for path, change in found.items()} == {"b": "added"}
+    home.umount()
