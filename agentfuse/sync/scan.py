@@ -311,7 +311,9 @@ def _absent_entry(path: bytes, fd: int) -> tuple[Entry, Print]:
         after = os.fstat(fd)
         if mark is None:
             break
-        entry = make_entry(path, "file", after, size=after.st_size, sha256=mark.sha256, xattrs=read_xattrs(fd))
+        entry = make_entry(
+            path, "file", after, size=after.st_size, sha256=mark.sha256, xattrs=read_xattrs(fd)
+        )
         if mark.filling is not None:
             mtime_ns, mode = mark.filling
             return msgspec.structs.replace(entry, mtime_ns=_kept_time(mtime_ns), mode=mode), UNTRUSTED

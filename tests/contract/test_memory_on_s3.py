@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydrating import bring_all
 from memories import Run, grow_nasty_tree, picture
 from s3_servers import STORES, Server
 
@@ -113,6 +114,7 @@ def test_a_host_that_has_a_memory_fetches_only_the_snapshot(
     first.end()
     wire.taken()
     second = run("e2")
+    bring_all(second.absent)
     assert wire.taken()["GetObject"] == gets, "the probe's, the snapshot, and without a cache the contents"
     assert picture(second.home.tree / "shared") == picture(first.home.tree / "shared")
 
