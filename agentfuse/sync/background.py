@@ -28,7 +28,7 @@ from agentfuse.home.walk import local_disk
 from agentfuse.killpoints import passing
 from agentfuse.progress import Silent
 from agentfuse.snapshots.entries import printable
-from agentfuse.snapshots.rebase import Conflict
+from agentfuse.sync.conflicts import kept_below, path_of_kept
 from agentfuse.sync.engine import Memory, Moment
 from agentfuse.sync.reports import CommitReport
 from agentfuse.sync.spool import Spool
@@ -38,6 +38,9 @@ _T = TypeVar("_T")
 
 EARLY = 0.6
 """Work begins after this share of an interval, so that it is done when the interval is over."""
+
+_MOST_TOLD = 100
+"""Conflicts that a status lists."""
 
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """How long to wait after the first failure in a row, the second, and so on."""
@@ -71,6 +74,7 @@ class RegionSync:
     ) -> None:
         self.name = name
         self._memory = memory
+        self._root = memory.root
         self._changes = changes
         self._still = still
         self._spool_in = spool_in
@@ -88,7 +92,7 @@ class RegionSync:
         self._error: AgentfuseError | None = None
         self._last: CommitReport | None = None
         self._last_time: float | None = None
-        self._conflicts: dict[bytes, Conflict] = {}
+        self._conflicts: set[bytes] = set()
         if is_unknown:
             changes.since = time.monotonic()
         changes.on_change = self._wake_up
@@ -140,8 +144,8 @@ class RegionSync:
             "error": None if self._error is None else self._error.message,
             "failures": self._failures,
             "conflicts": [
-                {"path": printable(each.path), "kept_at": printable(each.kept_at)}
-                for each in self._conflicts.values()
+                {"path": printable(path_of_kept(place)), "kept_at": printable(place)}
+                for place in sorted(self._conflicts | set(kept_below(self._root, _MOST_TOLD)))[:_MOST_TOLD]
             ],
         }
 
@@ -223,7 +227,7 @@ class RegionSync:
         self._last_time = time.time()
         if report.number is not None or self._last is None:
             self._last = report
-        self._conflicts |= {each.kept_at: each for each in report.conflicts}
+        self._conflicts |= {each.kept_at for each in report.conflicts}
 
     def _succeeded(self) -> None:
         if self._failures:

@@ -98,7 +98,7 @@ class Memory:
         self._store = store
         self._agent = check_id("agent", agent)
         self._execution = check_id("execution", execution)
-        self._root = root
+        self.root = root
         self._index = index
         self._owner = owner
         self._region = check_region(region)
@@ -123,10 +123,10 @@ class Memory:
         meter = Meter(reporter, "restore", total_files=totals.files, total_bytes=totals.bytes)
         restore = hydrate if absent is None else lay_out
         requests, marked = restore(
-            self._store, self._agent, entries, self._root, owner=self._owner, meter=meter
+            self._store, self._agent, entries, self.root, owner=self._owner, meter=meter
         )
         meter.tell()
-        now = observe(self._root, entries)
+        now = observe(self.root, entries)
         if absent is not None:
             part = self._part()
             for path in marked:
@@ -139,7 +139,7 @@ class Memory:
 
         Raises ``StoreError`` when where the contents are must be read from the store and cannot be.
         """
-        marked = list(take_up(self._root))
+        marked = list(take_up(self.root))
         if not marked:
             return
         places = self._places_of_bases(self._last_sync())
@@ -148,7 +148,7 @@ class Memory:
             absent.add(part, ino, placed(entry, places))
 
     def _part(self) -> Part:
-        return Part(self._root, self._store, self._agent, self._settled)
+        return Part(self.root, self._store, self._agent, self._settled)
 
     def _settled(self, files: Iterable[Settled]) -> None:
         """Files hold their contents for good: the next commit need not read them again."""
@@ -161,7 +161,7 @@ class Memory:
         Raises ``StoreError`` when what was synced last must be read from the store and cannot be.
         """
         synced = self._last_sync()
-        capture = Capture(self._root, synced.entries, synced.prints, spool)
+        capture = Capture(self.root, synced.entries, synced.prints, spool)
         return Moment(synced, capture, Meter(reporter, "scan"))
 
     def send(self, moment: Moment, reporter: Reporter) -> None:
@@ -183,7 +183,7 @@ class Memory:
         if moment is None:
             synced = self._last_sync()
             meter = Meter(reporter, "scan")
-            now = scan(self._root, synced.entries, synced.prints, meter)
+            now = scan(self.root, synced.entries, synced.prints, meter)
             meter.tell()
         else:
             synced, now = moment.synced, moment.finished()
@@ -255,7 +255,7 @@ class Memory:
     def _read_mine(self, synced: _Synced, now: Scan, entry: Entry) -> bytes | None:
         if entry.sha256 in now.opens:
             return now.opens[entry.sha256]().read(entry.size)
-        with local_disk(self._root), Cursor(self._root) as cursor:
+        with local_disk(self.root), Cursor(self.root) as cursor:
             with open(cursor.open_file(entry.path), "rb") as file:
                 if entry.size and marks.read(file.fileno()) is not None:
                     return self._read_stored(placed(entry, self._places_of_bases(synced)))
@@ -322,7 +322,7 @@ class Memory:
         if files:
             meter = Meter(reporter, "flush", total_files=len(files), total_bytes=sum(e.size for e in files))
             elsewhere = {**now.opens, **(opens or {})}
-            self._uploader.upload(self._root, files, meter, elsewhere=elsewhere, stored=stored)
+            self._uploader.upload(self.root, files, meter, elsewhere=elsewhere, stored=stored)
             meter.tell()
 
     def _snapshot(self, parent: int, reason: str, entries: Listing) -> Snapshot:

@@ -386,3 +386,9 @@ def test_two_runs_of_one_agent_checkpoint_beside_each_other(new_home: Make) -> N
     assert newest(one) == {**found, "more": b"2"}
     for home in (one, two):
         home.umount()
+    # The next run has both versions, and its operator is told.
+    two.start(fresh=True)
+    assert (two.path / "shared" / kept_at).read_bytes() == b"\0" + kept_at.split("/")[1].encode()
+    assert sync_state(two)["conflicts"] == [{"path": "data.bin", "kept_at": kept_at}]
+    (two.path / "shared" / kept_at).unlink()
+    assert sync_state(two)["conflicts"] == []
