@@ -86,13 +86,14 @@ class Item:
     """One file of the registry. ``entry`` has its content's hash, size and place, and a name it once had.
 
     ``step`` is what is under way while FILLING or SETTLING, ``fd`` its descriptor in all but ABSENT.
-    ``is_abandoned`` tells the thread that fills it to stop. ``problem``: why it could not be fetched, and
-    ``is_hopeless`` that trying again will not help. ``is_astray``: it is not where ``entry`` says.
+    ``is_abandoned`` tells the thread that fills it to stop, ``emptiers`` counts who waits for that.
+    ``problem``: why it could not be fetched, and ``is_hopeless`` that trying again will not help.
+    ``is_astray``: it is not where ``entry`` says.
     """
 
     __slots__ = (
-        "entry", "fd", "ino", "is_abandoned", "is_astray", "is_hopeless", "mode", "mtime_ns", "part",
-        "problem", "state", "step",
+        "emptiers", "entry", "fd", "ino", "is_abandoned", "is_astray", "is_hopeless", "mode", "mtime_ns",
+        "part", "problem", "state", "step",
     )  # fmt: skip
 
     def __init__(self, part: Part, ino: int, entry: Entry) -> None:
@@ -105,6 +106,7 @@ class Item:
         self.mtime_ns = 0
         self.mode = 0
         self.is_abandoned = False
+        self.emptiers = 0
         self.is_astray = False
         self.is_hopeless = False
         self.problem = ""

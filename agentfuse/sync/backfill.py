@@ -36,7 +36,7 @@ _MOVED = (errno.ESTALE, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, 
 _MAX_COPIES = 8
 _MAX_SEARCHES = 3
 _SEARCH_STEP_S = 0.001
-_FIRST_RETRY_S = 1.0
+FIRST_RETRY_S = 1.0
 _LAST_RETRY_S = 30.0
 
 
@@ -77,7 +77,7 @@ class Backfill:
 
         Waits and tries again as long as that may help.
         """
-        retry_s = _FIRST_RETRY_S
+        retry_s = FIRST_RETRY_S
         searches = 0
         while True:
             todo = [item for item in self._absent.by_ino.values() if not item.is_hopeless]
@@ -86,7 +86,7 @@ class Backfill:
                 self._state = "fetching"
                 await self._pass(here)
                 if self._outage is None:
-                    retry_s = _FIRST_RETRY_S
+                    retry_s = FIRST_RETRY_S
                 else:
                     self._state = "waiting"
                     await trio.sleep(retry_s)
@@ -105,7 +105,7 @@ class Backfill:
         """Try once to fill all these files; ``_outage`` tells whether that ended early."""
         had_outage = self._outage is not None
         self._outage = None
-        works = iter(await trio.to_thread.run_sync(_in_order, items, limiter=self._limiter))
+        works = iter(await trio.to_thread.run_sync(in_order, items, limiter=self._limiter))
         async with trio.open_nursery() as nursery:
             for _ in range(FETCHES):
                 nursery.start_soon(self._work_off, works)
@@ -227,7 +227,7 @@ def _look(cursor: Cursor, pending: list[bytes], wanted: dict[int, Item]) -> None
         return  # gone or moved since; the next search finds it
 
 
-def _in_order(items: list[Item]) -> list[_Work]:
+def in_order(items: list[Item]) -> list[_Work]:
     """All runs of contents that these files want, in the order in which they are fetched."""
     works = []
     for part in {item.part for item in items}:

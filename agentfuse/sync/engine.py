@@ -143,6 +143,10 @@ class Memory:
         if not marked:
             return
         places = self._places_of_bases(self._last_sync())
+        if not all(entry.sha256 in places for _, entry in marked) and (newest := self._history.newest()):
+            # What was known of the base is lost: perhaps the contents are still in use.
+            found = self._history.read(newest).entries
+            places = {e.sha256: Place(e.object, e.offset) for e in found if e.object} | places
         part = self._part()
         for ino, entry in marked:
             absent.add(part, ino, placed(entry, places))

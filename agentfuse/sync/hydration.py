@@ -67,7 +67,10 @@ class Hydration:
         """
         step = item.step
         if item.state is State.ABSENT:
+            await trio.lowlevel.checkpoint()
             await self.room()
+            if item.emptiers:
+                return  # who stopped the fill comes first, and is about to
             if item.state is State.ABSENT and self.absent.by_ino.get(item.ino) is item:
                 await self._fetch(item, opened)
         elif item.state is State.HERE and writing:
@@ -91,9 +94,13 @@ class Hydration:
 
     async def stopped(self, item: Item) -> None:
         """Stop filling a file, whose content nobody needs any more."""
-        if item.state is State.FILLING and item.step is not None:
-            item.is_abandoned = True
-            await item.step.done.wait()
+        item.emptiers += 1
+        try:
+            while item.state is State.FILLING and item.step is not None:
+                item.is_abandoned = True
+                await item.step.done.wait()
+        finally:
+            item.emptiers -= 1
 
     async def fill(
         self, items: list[Item], work: Callable[[], None], limiter: trio.CapacityLimiter
