@@ -62,6 +62,7 @@ def status(mountpoint: options.Mountpoint, *, json: options.Json = False) -> Non
     cells = [(name, answer[name]) for name in facts if name in answer]
     cells.append(("uptime", duration(time.time() - float(answer["started_at"]))))
     cells.append(("memory", format_size(int(answer["rss_bytes"]))))
+    cells.append(("contents", _arrived(answer["hydration"])))
     print_table(("", ""), cells)
     say("")
     print_table(("REGION", "BYTES", "", "FILES", ""), [_region_cells(*item) for item in _regions(answer)])
@@ -121,6 +122,17 @@ def _try_to_ask(entry: PublishedMount) -> dict[str, Any] | None:
     except AgentfuseError as error:
         note(f"agentfuse: {error}")
         return None
+
+
+def _arrived(hydration: dict[str, Any]) -> str:
+    """How far the contents of what was restored are here, in a few words."""
+    absent = int(hydration["absent_files"])
+    if not absent:
+        return "all here"
+    size = format_size(int(hydration["absent_bytes"]))
+    failed = int(hydration["failed_files"])
+    told = f"{hydration['state']}: {count(absent, 'file')}, {size}, not here yet"
+    return f"{told}; {count(failed, 'file')} cannot be had, see the log" if failed else told
 
 
 def _regions(answer: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:

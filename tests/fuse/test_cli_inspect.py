@@ -100,6 +100,7 @@ def test_status_is_one_object_with_what_is_promised(host: Host) -> None:
     assert said["fuse"]["requests"]["create"] == 1
     text = host.run("status", host.home).stdout
     assert f"pid         {pid}" in text
+    assert "contents    all here" in text
     assert "workspace  5 B of 500 MiB" in text
 
 

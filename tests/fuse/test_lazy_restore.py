@@ -99,6 +99,8 @@ def test_names_and_attributes_are_there_before_any_content(new_home: Make) -> No
     found = hydration(home, is_waiting)
     assert (found["absent_files"], found["failed_files"]) == (len(ALL), 0)
     assert found["absent_bytes"] == sum(map(len, ALL.values()))
+    text = home.agentfuse("status", str(home.path)).stdout
+    assert "contents    waiting: 63 files, 9.01 MiB, not here yet" in text
     now = invariants.picture(shared, contents=False)
     assert invariants.differences(without_contents(before), without_contents(now)) == []
     assert (shared / "large 1").stat().st_blocks >= 3 * MiB // 512
