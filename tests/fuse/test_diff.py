@@ -35,12 +35,17 @@ def diff(home: Home, *arguments: str) -> Any:
     return {change["path"]: change for change in json.loads(done.stdout)}
 
 
-def test_nothing_differs_right_after_a_sync_and_nothing_is_read(home: Home) -> None:
-    with home.counting() as requests:
-        done = home.agentfuse("diff", "tester@latest", str(home.path), "--state", str(home.state))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"nothing differs between tester@1 and {home.path}\n"
-    assert not requests.keys() & {"open", "read"}
+def test_nothing_differs_from_what_was_synced_or_restored_and_nothing_is_read(home: Home) -> None:
+    for is_restored in (False, True):
+        if is_restored:
+            home.umount()
+            home.start(fresh=True)
+        with home.counting() as requests:
+            done = home.agentfuse("diff", "tester@latest", str(home.path), "--state", str(home.state))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"nothing differs between tester@1 and {home.path}\n"
+        assert requests["lookup"]
+        assert not requests.keys() & {"open", "read"}
 
 
 def test_what_the_run_changed_since(home: Home) -> None:
