@@ -44,8 +44,11 @@ def test_nothing_differs_from_what_was_synced_or_restored_and_nothing_is_read(ho
             done = home.agentfuse("diff", "tester@latest", str(home.path), "--state", str(home.state))
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == f"nothing differs between tester@1 and {home.path}\n"
-        assert requests["lookup"]
         assert not requests.keys() & {"open", "read"}
+    (home.path / "shared" / "notes").chmod(0o600)
+    with home.counting() as requests:
+        assert list(diff(home, "tester@latest", str(home.path))) == ["notes"]
+    assert requests["open"] == 1
 
 
 def test_what_the_run_changed_since(home: Home) -> None:
