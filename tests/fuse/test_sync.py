@@ -216,6 +216,7 @@ while not os.path.exists(stop):
         db.execute("INSERT INTO t VALUES (?, zeroblob(3000))", (n,))
     db.execute("DELETE FROM t WHERE n < ?", (n - 500,))
     db.execute("COMMIT")
+    open(stop + ".begun", "w").close()
 """
 
 
@@ -228,7 +229,9 @@ def test_a_database_under_write_is_sound_in_every_checkpoint(
     database = home.path / "shared" / "facts.db"
     writer = subprocess.Popen([sys.executable, "-c", WRITES_ROWS, str(database), str(tmp_path / "stop")])
     try:
-        until(lambda: (sync_state(home)["snapshot"] or 0) >= 6, "six checkpoints")
+        until((tmp_path / "stop.begun").exists, "the first rows")
+        begun = sync_state(home)["snapshot"] or 0
+        until(lambda: (sync_state(home)["snapshot"] or 0) >= begun + 6, "six checkpoints")
     finally:
         (tmp_path / "stop").touch()
         assert writer.wait(READY_S) == 0
