@@ -61,6 +61,24 @@ def lived(tmp_path: Path, store: ObjectStore) -> Run:
     return three
 
 
+def take_turns(tmp_path: Path, store: ObjectStore, turns: str) -> None:
+    """Agent "a" of executions named by a letter each, which commit in this order. The first commit is there
+    before the others begin; from then on they run at once.
+
+    Each time they write a line of notes, and a file of its own; both name the snapshot that it comes into.
+    """
+    runs = {turns[0]: Run(tmp_path, store, turns[0])}
+    for number, execution in enumerate(turns, 1):
+        if number == 2:
+            for name in sorted(set(turns) - {turns[0]}):
+                runs[name] = Run(tmp_path, store, name)
+                runs[name].restore()
+        run = runs[execution]
+        append(run, f"- {execution} {number}\n")
+        run.write(f"{execution} {number}", b"%d" % number)
+        assert run.commit("checkpoint").number == number
+
+
 def append(run: Run, text: str) -> None:
     """A line more in the notes."""
     with (run.root / "notes.md").open("a") as notes:

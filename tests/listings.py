@@ -47,6 +47,8 @@ def snapshot(entries: Iterable[Entry], number: int = 1, **more: Any) -> Snapshot
         "region": "shared",
         "number": number,
         "parent": number - 1,
+        "follows": number - 1,
+        "resumes": 0,
         "execution": "e1",
         "commit": f"commit-{number}",
         "reason": "end",

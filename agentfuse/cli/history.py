@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from agentfuse.cli.output import note, print_json, say
 from agentfuse.cli.tables import print_table
 from agentfuse.config import format_size, parse_agent_id
 from agentfuse.control.registry import open_registry
-from agentfuse.errors import IntegrityError, ObjectNotFoundError, UsageError
+from agentfuse.errors import IntegrityError, UsageError
 from agentfuse.objectstore import ObjectStore, open_store
 from agentfuse.snapshots.changes import Change, changes, summarise
 from agentfuse.snapshots.document import Snapshot
@@ -50,8 +51,11 @@ def log(
     *,
     agent: options.Agent,
     last: Annotated[
-        int | None, typer.Option("--last", metavar="N", min=1, help="Only the newest N snapshots.")
+        int | None, typer.Option("--last", metavar="N", min=1, help="Only the newest N lines.")
     ] = None,
+    runs: Annotated[
+        bool, typer.Option("--runs", help="One line for all that a run did without another in between.")
+    ] = False,
     region: Annotated[
         str | None,
         typer.Option("--region", metavar="EXECUTION/REGION", help="A region that an execution kept."),
@@ -61,7 +65,11 @@ def log(
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """List the snapshots of an agent's memory, newest first, and what each one changed."""
+    """List the snapshots of an agent's memory, newest first, and what each one changed.
+
+    A run that syncs while it works makes many; with --runs there is one line for all that it did without
+    another run in between.
+    """
     parse_agent_id(agent)
     opened = open_store(options.configure(config=config, store=store, state=state).store)
     whose = agent if region is None else f"{agent}/{region}"
@@ -69,13 +77,13 @@ def log(
     history = History(opened, agent, reference.region)
     require_newest(history, agent)
     pinned = set(Pins(opened, agent, reference.region).numbers())
-    rows = list(_log_rows(history, pinned, last))
+    rows = list(islice(_log_rows(history, pinned, runs=runs), last))
     if json:
         print_json(rows)
     else:
         print_table(
             ("SNAPSHOT", "TIME", "EXECUTION", "REASON", "CHANGED", "NEW BYTES", "FILES", "BYTES", ""),
-            [_log_cells(row) for row in rows],
+            [_log_cells(row, "follows" if runs else "parent") for row in rows],
             right=("SNAPSHOT", "NEW BYTES", "FILES", "BYTES"),
         )
     damaged = [str(row["number"]) for row in rows if row["error"]]
@@ -191,26 +199,18 @@ def entry_json(entry: Entry) -> dict[str, Any]:
     return told
 
 
-def _log_rows(history: History, pinned: set[int], last: int | None) -> Iterator[dict[str, Any]]:
-    """Newest first. Two snapshots are held at a time: each is compared with the next older one there is,
-    which is its parent unless that was collected."""
-    numbers = sorted(history.numbers(), reverse=True)
+def _log_rows(history: History, pinned: set[int], *, runs: bool) -> Iterator[dict[str, Any]]:
+    """Newest first. Two snapshots are held at a time: each is compared with the next older one there is (of
+    another stretch, for ``runs``), which is its parent (what it follows) unless that was collected."""
     newer: Snapshot | None = None
-    for number in numbers if last is None else numbers[: last + 1]:
-        try:
-            snapshot: Snapshot | None = history.read(number)
-        except ObjectNotFoundError:
-            continue  # collected while we looked
-        except IntegrityError as error:
-            if newer:
-                yield _log_row(newer, None, pinned)
-            newer = None
-            yield {"number": number, "error": str(error), "pinned": number in pinned}
-            continue
+    for number, found in history.newest_first(ends_only=runs):
+        older = found if isinstance(found, Snapshot) else None
         if newer:
-            yield _log_row(newer, snapshot, pinned)
-        newer = snapshot
-    if newer and (last is None or len(numbers) <= last):
+            yield _log_row(newer, older, pinned)
+        if isinstance(found, IntegrityError):
+            yield {"number": number, "error": str(found), "pinned": number in pinned}
+        newer = older
+    if newer:
         yield _log_row(newer, None, pinned)
 
 
@@ -222,6 +222,7 @@ def _log_row(snapshot: Snapshot, older: Snapshot | None, pinned: set[int]) -> di
         "execution": snapshot.execution,
         "reason": snapshot.reason,
         "parent": snapshot.parent,
+        "follows": snapshot.follows,
         "compared_with": older.number if older else None,
         "changed": None,
         "totals": {"files": totals.files, "bytes": totals.bytes, "entries": totals.entries},
@@ -240,14 +241,16 @@ def _log_row(snapshot: Snapshot, older: Snapshot | None, pinned: set[int]) -> di
     return row
 
 
-def _log_cells(row: dict[str, Any]) -> tuple[object, ...]:
+def _log_cells(row: dict[str, Any], compared_with: str) -> tuple[object, ...]:
     mark = "pinned" if row["pinned"] else ""
     if row["error"]:
         return (row["number"], "damaged", "", "", "", "", "", "", mark)
     changed = row["changed"]
     parts = [f"{sign}{changed[kind]}" for kind, sign in _SIGNS.items() if changed[kind]] if changed else ["?"]
-    if row["compared_with"] and row["compared_with"] != row["parent"]:
+    if row["compared_with"] and row["compared_with"] != row[compared_with]:
         parts.append(f"since {row['compared_with']}")
+        if row["compared_with"] < row["follows"]:
+            parts.append("by others, too")
     return (
         row["number"],
         row["time"][:19].replace("T", " "),

@@ -12,13 +12,14 @@ from agentfuse.cli import options
 from agentfuse.cli.output import note, print_error, print_json, say, terminal_reporter
 from agentfuse.config import count, format_size, parse_agent_id, parse_duration
 from agentfuse.errors import AgentfuseError, IntegrityError, UsageError
-from agentfuse.objectstore import open_store
-from agentfuse.snapshots.collect import Collector, CollectReport, Policy, agents
+from agentfuse.objectstore import ObjectStore, open_store
+from agentfuse.snapshots.collect import Collector, CollectReport, agents
 from agentfuse.snapshots.entries import printable
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.layout import agent_prefix
-from agentfuse.snapshots.references import MEMORY, require_newest
-from agentfuse.sync.fsck import Checker
+from agentfuse.snapshots.references import MEMORY, require_newest, whose
+from agentfuse.snapshots.retention import Policy
+from agentfuse.sync.fsck import Checker, Loss
 
 
 def register(app: typer.Typer) -> None:
@@ -31,17 +32,21 @@ def fsck(
     *,
     agent: options.Agent,
     all_snapshots: Annotated[
-        bool, typer.Option("--all-snapshots", help="Check every snapshot, not only the newest.")
+        bool,
+        typer.Option("--all-snapshots", help="Check every snapshot, not only the newest of each region."),
     ] = False,
     json: options.Json = False,
     store: options.Store = None,
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Read everything that an agent's snapshots name, and say what is lost, if anything. Changes nothing."""
+    """Read everything that an agent's snapshots name, and say what is lost, if anything. Changes nothing.
+
+    Its memory is checked, and what its executions kept of other regions.
+    """
     parse_agent_id(agent)
     opened = open_store(options.configure(config=config, store=store, state=state).store)
-    report = Checker(opened, agent, MEMORY, terminal_reporter(note)).run(all_snapshots=all_snapshots)
+    report = Checker(opened, agent, terminal_reporter(note)).run(all_snapshots=all_snapshots)
     if json:
         print_json(
             {
@@ -51,6 +56,7 @@ def fsck(
                 "bytes": report.bytes,
                 "lost": [
                     {
+                        "in": _name(agent, loss),
                         "snapshot": loss.snapshot,
                         "path": None if loss.path is None else os.fsdecode(loss.path),
                         "problem": loss.problem,
@@ -62,7 +68,7 @@ def fsck(
     else:
         for loss in report.lost:
             where = "" if loss.path is None else f":{printable(loss.path)}"
-            say(f"{agent}@{loss.snapshot}{where}: {loss.problem}")
+            say(f"{_name(agent, loss)}{where}: {loss.problem}")
         say(
             f"checked {report.snapshots} snapshots, {report.contents} contents, {format_size(report.bytes)}: "
             f"{len(report.lost) or 'nothing'} lost"
@@ -70,9 +76,13 @@ def fsck(
     if report.lost:
         raise IntegrityError(
             f"agent {agent}: something is lost in "
-            f"{len({loss.snapshot for loss in report.lost})} of {report.snapshots} snapshots",
+            f"{len({_name(agent, loss) for loss in report.lost})} of {report.snapshots} snapshots",
             hint=f"agentfuse restore {agent}@N:PATH brings a path back from a snapshot where it is whole",
         )
+
+
+def _name(agent: str, loss: Loss) -> str:
+    return f"{whose(agent, loss.region)}@{loss.snapshot}"
 
 
 def gc(
@@ -80,7 +90,8 @@ def gc(
     agent: Annotated[str | None, typer.Option("--agent", help="The agent whose garbage it is.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All agents of the store.")] = False,
     keep_last: Annotated[
-        int, typer.Option("--keep-last", metavar="N", min=1, help="Keep the newest N snapshots.")
+        int,
+        typer.Option("--keep-last", metavar="N", min=1, help="Keep what the newest N runs left and changed."),
     ] = 20,
     keep_daily: Annotated[
         int, typer.Option("--keep-daily", metavar="D", min=0, help="Keep one a day, of the last D days.")
@@ -96,9 +107,10 @@ def gc(
 ) -> None:
     """Delete old snapshots and the objects that no snapshot names any more, and say what was freed.
 
-    Kept are the newest snapshots, one a day, pinned ones, and whatever was the newest within the grace
-    period. Then what interrupted writes left behind is removed, such as multipart uploads that nobody
-    completed. Safe beside running mounts, and when it is killed.
+    Kept are what the newest runs left and what they began with, one snapshot a day, pinned ones, and
+    whatever was the newest within the grace period; of a region that an execution kept, the newest. Then
+    what interrupted writes left behind is removed, such as multipart uploads that nobody completed. Safe
+    beside running mounts, and when it is killed.
     """
     if every == (agent is not None):
         raise UsageError("gc needs either one agent or all", hint="give --agent A, or --all")
@@ -108,8 +120,7 @@ def gc(
         raise UsageError(f"--grace: {error}") from error
     opened = open_store(options.configure(config=config, store=store, state=state).store)
     if agent is not None:
-        parse_agent_id(agent)
-        require_newest(History(opened, agent, MEMORY), agent)
+        _require_anything(opened, agent)
     told: list[dict[str, object]] = []
     failures: list[AgentfuseError] = []
     for each in agents(opened) if agent is None else [agent]:
@@ -140,6 +151,12 @@ def gc(
         raise typer.Exit(failures[0].exit_code)
 
 
+def _require_anything(store: ObjectStore, agent: str) -> None:
+    parse_agent_id(agent)
+    if next(iter(store.list(agent_prefix(agent))), None) is None:
+        require_newest(History(store, agent, MEMORY), agent)  # which says that there is none
+
+
 def _tell(agent: str, report: CollectReport, dry_run: bool) -> None:
     would = "would delete" if dry_run else "deleted"
     say(
@@ -147,6 +164,11 @@ def _tell(agent: str, report: CollectReport, dry_run: bool) -> None:
         f"{format_size(report.deleted_bytes)}; kept {len(report.kept_snapshots)} snapshots and "
         f"{report.kept_objects} objects, {format_size(report.kept_bytes)}"
     )
+    if report.deleted_of_executions or report.kept_of_executions:
+        say(
+            f"{agent}: {would} {report.deleted_of_executions} snapshots of what executions kept; "
+            f"kept {report.kept_of_executions}"
+        )
     if report.young_objects:
         say(
             f"{agent}: {report.young_objects} more objects, {format_size(report.young_bytes)}, are named by "

@@ -7,9 +7,10 @@ come, and that snapshot was the newest when it began. So a snapshot is deleted o
 there for longer than the grace period; restoring and reading take less.
 
 *Numbers.* Put-if-absent on number n + 1 fences a commit only while n + 1 stays taken. A commit that found n
-the newest began before n + 1 was there; if that is deleted, n + 2 has been there for longer than the grace
-period, and so has n + 1: a commit under way takes less. The newest snapshot is never deleted, so numbers only
-grow.
+the newest began before n + 1 was there; if that is deleted, a newer one has been there for longer than the
+grace period, and so has n + 1: a commit under way takes less. The newest snapshot is never deleted, so
+numbers only grow. Both hold whatever else the policy says, and for every region by itself: of one that an
+execution kept, only the newest stays, and what was it within the grace period.
 
 *Objects.* Deleted is what is older than the grace period and named by no snapshot that was there when this
 looked, *after* it had deleted snapshots. Say a commit that this look did not see names such an object. It got
@@ -40,16 +41,16 @@ import datetime
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from agentfuse.errors import BusyError, IntegrityError, ObjectNotFoundError, StoreError, UsageError
+from agentfuse.errors import BusyError, IntegrityError, ObjectNotFoundError, StoreError
 from agentfuse.objectstore.base import ObjectStat, ObjectStore
-from agentfuse.snapshots.document import decode
+from agentfuse.snapshots.document import Snapshot, decode
+from agentfuse.snapshots.history import History, kept_regions
 from agentfuse.snapshots.layout import (
     agent_prefix,
     check_id,
@@ -63,58 +64,23 @@ from agentfuse.snapshots.layout import (
     snapshots_prefix,
 )
 from agentfuse.snapshots.pins import Pins
-
-DAY_S = 86400.0
-MIN_GRACE_S = 3 * 3600.0
-"""Uploaders rely on objects that no snapshot names for an hour, and on those that were there for another."""
+from agentfuse.snapshots.retention import End, Policy
 
 MAX_RUN_S = 50 * 60.0
 DEAD_AFTER_S = 2 * 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """Which snapshots to keep: the ``keep_last`` newest, the newest one of each of the last ``keep_daily``
-    days (UTC), all pinned ones; and always the newest, and whatever was the newest within ``grace_s``
-    seconds. Times are those of writing, by the store's clock.
-    """
-
-    keep_last: int = 20
-    keep_daily: int = 30
-    grace_s: float = DAY_S
-
-    def __post_init__(self) -> None:
-        if self.grace_s < MIN_GRACE_S:
-            raise UsageError(
-                "a grace period under 3 hours is not safe beside commits that are under way",
-                hint="give --grace 3h or more; 24h is the default",
-            )
-
-    def kept(self, times: dict[int, float], now: float, pinned: Iterable[int] = ()) -> set[int]:
-        """Of snapshots, given as number and time of writing, those that stay."""
-        newest_first = sorted(times, reverse=True)
-        kept = set(newest_first[: max(self.keep_last, 1)]) | set(pinned)
-        days: dict[int, int] = {}
-        for number in newest_first:
-            day = int(times[number] // DAY_S)
-            if now // DAY_S - day < self.keep_daily:
-                days.setdefault(day, number)
-        kept.update(days.values())
-        for newer, number in pairwise(newest_first):
-            if times[newer] > now - self.grace_s:
-                kept.add(number)
-        return kept & times.keys()
 
 
 @dataclass(slots=True)
 class CollectReport:
     """What a collection did, or, of a dry run, would do. ``young_*``: unnamed, but within the grace period.
 
-    ``stopped``: it ran out of time, and the next one goes on.
+    ``*_of_executions``: snapshots of what executions kept. ``stopped``: it ran out of time; the next goes on.
     """
 
     deleted_snapshots: list[int] = field(default_factory=list)
     kept_snapshots: list[int] = field(default_factory=list)
+    deleted_of_executions: int = 0
+    kept_of_executions: int = 0
     deleted_objects: int = 0
     deleted_bytes: int = 0
     kept_objects: int = 0
@@ -132,7 +98,8 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Collector:
-    """Collects the garbage of one agent; ``region`` is the one whose snapshots the policy is for.
+    """Collects the garbage of one agent; ``region`` is the one whose snapshots the policy is for, and below
+    which the record of the collection is. Regions that executions kept are collected along.
 
     Raises ``StoreError`` and its kinds; what was deleted by then stays deleted and was garbage.
     """
@@ -164,26 +131,50 @@ class Collector:
 
     def _collect(self, policy: Policy, now: float, stops_at: float | None) -> CollectReport:
         report = CollectReport()
-        times = {number: found.modified_at for number, found in self._snapshots()}
-        kept = policy.kept(times, now, self._pins.numbers())
-        gone = []
-        for number in sorted(times.keys() - kept):
+        times = self._times()
+        kept = policy.kept(times, now, self._ends(), self._pins.numbers())
+        gone = list(self._delete(report, self._region, sorted(times.keys() - kept), stops_at))
+        report.deleted_snapshots = gone
+        report.kept_snapshots = sorted(times.keys() - set(gone))
+        deleted = {self._key_of(self._region, number) for number in gone}
+        newest_only = replace(policy, keep_daily=0)
+        for region, times in kept_regions(self._store, self._agent).items():
+            old = sorted(times.keys() - newest_only.kept(times, now))
+            gone = list(self._delete(report, region, old, stops_at))
+            report.deleted_of_executions += len(gone)
+            report.kept_of_executions += len(times) - len(gone)
+            deleted |= {self._key_of(region, number) for number in gone}
+        if not report.stopped:
+            self._collect_objects(report, deleted, now - policy.grace_s, stops_at)
+        return report
+
+    def _delete(
+        self, report: CollectReport, region: str, numbers: Iterable[int], stops_at: float | None
+    ) -> Iterator[int]:
+        """Delete snapshots, and say which, until the time is over."""
+        for number in numbers:
             if stops_at is not None:
                 if _uptime() > stops_at:
                     report.stopped = True
-                    break
-                if self._pins.is_pinned(number):  # since we looked
+                    return
+                if region == self._region and self._pins.is_pinned(number):  # since we looked
                     continue
-                self._store.delete(self._key_of(number))
-            gone.append(number)
-        report.deleted_snapshots = gone
-        report.kept_snapshots = sorted(times.keys() - set(gone))
-        if not report.stopped:
-            self._collect_objects(report, now - policy.grace_s, stops_at)
-        return report
+                self._store.delete(self._key_of(region, number))
+            yield number
 
-    def _collect_objects(self, report: CollectReport, limit: float, stops_at: float | None) -> None:
-        objects, documents = self._look(set(report.deleted_snapshots))
+    def _ends(self) -> Iterator[End]:
+        """The stretches of what the policy is for."""
+        history = History(self._store, self._agent, self._region)
+        for number, found in history.newest_first(ends_only=True):
+            if isinstance(found, Snapshot):
+                yield End(number, found.execution, found.follows)
+            else:
+                yield End(number, None, 0)
+
+    def _collect_objects(
+        self, report: CollectReport, deleted: Collection[str], limit: float, stops_at: float | None
+    ) -> None:
+        objects, documents = self._look(deleted)
         named = self._named(documents)
         for found in objects:
             if found.key.rpartition("/")[2] in named:
@@ -201,16 +192,15 @@ class Collector:
                 report.deleted_objects += 1
                 report.deleted_bytes += found.size_bytes
 
-    def _look(self, gone: set[int]) -> tuple[list[ObjectStat], list[str]]:
-        """All objects of the agent, and the keys of all its snapshots but those that are (to be) gone."""
+    def _look(self, deleted: Collection[str]) -> tuple[list[ObjectStat], list[str]]:
+        """All objects of the agent, and the keys of all its snapshots but those that are (to be) deleted."""
         objects: list[ObjectStat] = []
         documents: list[str] = []
         prefix = agent_prefix(self._agent)
-        excepted = {self._key_of(number) for number in gone}
         for found in self._store.list(prefix):
             if found.key.startswith(objects_prefix(self._agent)):
                 objects.append(found)
-            elif "/snapshots/" not in found.key or found.key in excepted:
+            elif "/snapshots/" not in found.key or found.key in deleted:
                 continue
             elif snapshot_number(found.key) is not None:  # raises for a form that we do not know
                 documents.append(found.key)
@@ -222,14 +212,17 @@ class Collector:
             named.update(entry.object for entry in decode(self._store.get(key), key).entries if entry.object)
         return named
 
-    def _snapshots(self) -> Iterator[tuple[int, ObjectStat]]:
+    def _times(self) -> dict[int, float]:
+        """When each snapshot of what the policy is for was written."""
+        times: dict[int, float] = {}
         for found in self._store.list(snapshots_prefix(self._agent, self._region)):
             number = snapshot_number(found.key)
             if number is not None:
-                yield number, found
+                times[number] = found.modified_at
+        return times
 
-    def _key_of(self, number: int) -> str:
-        return snapshot_key(self._agent, self._region, number)
+    def _key_of(self, region: str, number: int) -> str:
+        return snapshot_key(self._agent, region, number)
 
     # -- one at a time
 

@@ -43,6 +43,9 @@ Time = Annotated[str, msgspec.Meta(pattern=r"\A-?[0-9]{1,12}\.[0-9]{9}\Z")]
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """A region at one moment. ``number`` counts from 1; ``parent`` is the snapshot it was made upon, or 0.
 
+    ``follows``: the *stretch* of snapshots after that one, up to this, is one execution's and nobody else's,
+    so what differs between the two is what it changed. ``resumes``: the execution's last snapshot before the
+    stretch, 0 if this is its first.
     ``commit`` is unique to the attempt that wrote it; ``entries`` are in tree order, the root first.
     """
 
@@ -50,6 +53,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     region: str
     number: int
     parent: int
+    follows: int
+    resumes: int
     execution: str
     commit: str
     reason: str
@@ -76,6 +81,8 @@ def encode(snapshot: Snapshot) -> bytes:
         region=snapshot.region,
         number=snapshot.number,
         parent=snapshot.parent,
+        follows=snapshot.follows,
+        resumes=snapshot.resumes,
         execution=snapshot.execution,
         commit=snapshot.commit,
         reason=snapshot.reason,
@@ -104,6 +111,7 @@ def decode(data: bytes, name: str) -> Snapshot:
         end = _end_of_sealed(body)
         lines = io.BytesIO(body)
         header = msgspec.json.decode(lines.readline(), type=_Header)
+        follows = _checked_follows(header)
         entries = list(check(_entries(lines, end)))
         _check_totals(entries, header.totals)
     except (ValueError, zlib.error) as error:
@@ -115,6 +123,8 @@ def decode(data: bytes, name: str) -> Snapshot:
         region=header.region,
         number=header.number,
         parent=header.parent,
+        follows=follows,
+        resumes=header.resumes,
         execution=header.execution,
         commit=header.commit,
         reason=header.reason,
@@ -133,11 +143,22 @@ class _Header(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     region: str
     number: Annotated[int, msgspec.Meta(ge=1, le=_MAX)]
     parent: Count
+    follows: Count | None = None
+    resumes: Count = 0
     execution: str
     commit: str
     reason: str
     time: datetime.datetime
     totals: Totals
+
+
+def _checked_follows(header: _Header) -> int:
+    follows = header.parent if header.follows is None else header.follows
+    if not header.resumes <= follows <= header.parent < header.number:
+        raise ValueError(
+            f"{header.number} upon {header.parent} cannot follow {follows} and resume {header.resumes}"
+        )
+    return follows
 
 
 class _Format(msgspec.Struct):

@@ -8,23 +8,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from agentfuse.errors import IntegrityError, StoreError
+import msgspec
+
+from agentfuse.errors import IntegrityError, ObjectNotFoundError, StoreError
 from agentfuse.killpoints import passing
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.snapshots.document import Snapshot, decode, encode
-from agentfuse.snapshots.layout import check_id, check_region, snapshot_key, snapshot_number, snapshots_prefix
+from agentfuse.snapshots.layout import (
+    check_id,
+    check_region,
+    executions_prefix,
+    snapshot_key,
+    snapshot_number,
+    snapshots_prefix,
+    snapshots_region,
+)
 
 _PAGE = 1000  # how many keys one list request brings at least
 
 
 class History:
-    """The snapshots of one region of one agent. Remembers the newest number seen, so that asking is cheap."""
+    """The snapshots of one region of one agent. Remembers the newest number seen, so that asking is cheap,
+    and the last one committed through it, so that the next says what it goes on from."""
 
     def __init__(self, store: ObjectStore, agent: str, region: str) -> None:
         self._store = store
         self._agent = check_id("agent", agent)
         self._region = check_region(region)
         self._known = 0
+        self._own: Snapshot | None = None  # without its entries
 
     @property
     def store_url(self) -> str:
@@ -69,6 +81,34 @@ class History:
             raise IntegrityError(f"snapshot {key}: says it is {claimed}; it was put in another's place")
         return snapshot
 
+    def newest_first(self, *, ends_only: bool = False) -> Iterator[tuple[int, Snapshot | IntegrityError]]:
+        """All snapshots that are there, each with its number; for a damaged one, what is wrong with it.
+
+        ``ends_only``: only the newest of each stretch that is there, see ``Snapshot.follows``. What is
+        inside a stretch is not even read.
+        """
+        bound = None
+        for number in sorted(self.numbers(), reverse=True):
+            if bound is not None and number > bound:
+                continue
+            bound = None
+            try:
+                snapshot = self.read(number)
+            except ObjectNotFoundError:
+                continue  # collected while we looked
+            except IntegrityError as error:
+                yield number, error
+                continue
+            yield number, snapshot
+            bound = snapshot.follows if ends_only else None
+
+    def stretch(self, parent: int, execution: str) -> tuple[int, int]:
+        """``follows`` and ``resumes`` of a snapshot that an execution is about to commit upon ``parent``."""
+        own = self._own
+        if own is None or own.execution != execution:
+            return parent, 0
+        return (own.follows, own.resumes) if own.number == parent else (parent, own.number)
+
     def commit(self, snapshot: Snapshot) -> bool:
         """Write a snapshot at its number; whether it is the one that is there now.
 
@@ -88,6 +128,7 @@ class History:
         if won:
             passing("commit.won")
             self._known = max(self._known, snapshot.number)
+            self._own = msgspec.structs.replace(snapshot, entries=[])
         return won
 
     def _is_there_after_all(self, snapshot: Snapshot, failure: StoreError) -> bool:
@@ -107,3 +148,16 @@ class History:
             found = next(self.numbers(after=middle), None)
             low, high = (found, high) if found is not None else (low, middle)
         return max(self.numbers(after=low), default=low)
+
+
+def kept_regions(store: ObjectStore, agent: str) -> dict[str, dict[int, float]]:
+    """The regions that executions of an agent kept, as ``layout`` places them in keys: when each of their
+    snapshots was written.
+    """
+    regions: dict[str, dict[int, float]] = {}
+    for found in store.list(executions_prefix(agent)):
+        region = snapshots_region(found.key)
+        number = snapshot_number(found.key) if region else None
+        if region and number is not None:
+            regions.setdefault(region, {})[number] = found.modified_at
+    return regions

@@ -11,6 +11,7 @@ SUFFIX = ".json.gz"
 _SMALL = re.compile(rf"(\d{{{DIGITS}}})\.json")
 _NUMBERED = re.compile(rf"(\d{{{DIGITS}}})(.*)", re.DOTALL)
 _OBJECT = re.compile(r"agents/[^/]+/objects/[0-9a-f]{2}/[0-9a-f]{64}")
+_KEPT = re.compile(r"agents/[^/]+/(executions/[^/]+/[^/]+)/snapshots/[^/]+", re.DOTALL)
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/]")
 
 
@@ -55,6 +56,17 @@ def objects_prefix(agent: str) -> str:
 def execution_region(execution: str, region: str) -> str:
     """What stands for the region in the keys of a region that belongs to one execution of the agent."""
     return f"executions/{check_id('execution', execution)}/{check_id('region', region)}"
+
+
+def executions_prefix(agent: str) -> str:
+    """What the keys of all regions that executions of an agent kept start with."""
+    return f"agents/{agent}/executions/"
+
+
+def snapshots_region(key: str) -> str | None:
+    """The place of the region that a snapshot's key is of, if it is one that an execution kept."""
+    match = _KEPT.fullmatch(key)
+    return match[1] if match else None
 
 
 def check_region(region: str) -> str:

@@ -76,6 +76,11 @@ def clean_path(path: bytes) -> bytes:
     return b"/".join(names)
 
 
+def whose(agent: str, region: str) -> str:
+    """What stands before the @ in the names of a region's snapshots."""
+    return agent if region == MEMORY else f"{agent}/{region.partition('/')[2]}"
+
+
 def resolve(history: History, reference: Reference) -> int:
     """The number of the snapshot that is meant, which may not be there. Raises ``NotFoundError``."""
     if reference.number > 0:

@@ -330,11 +330,14 @@ class Memory:
             meter.tell()
 
     def _snapshot(self, parent: int, reason: str, entries: Listing) -> Snapshot:
+        follows, resumes = self._history.stretch(parent, self._execution)
         return Snapshot(
             agent=self._agent,
             region=self._region,
             number=parent + 1,
             parent=parent,
+            follows=follows,
+            resumes=resumes,
             execution=self._execution,
             commit=str(uuid.uuid4()),
             reason=reason,

@@ -14,10 +14,10 @@ from agentfuse.errors import IntegrityError, ObjectNotFoundError
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.progress import Reporter
 from agentfuse.snapshots.entries import Entry, tree_key
-from agentfuse.snapshots.history import History
+from agentfuse.snapshots.history import History, kept_regions
 from agentfuse.snapshots.layout import object_key
 from agentfuse.snapshots.pins import Pins
-from agentfuse.snapshots.references import require_newest
+from agentfuse.snapshots.references import MEMORY, require_newest
 from agentfuse.sync.contents import stream_content, verify
 from agentfuse.sync.fetch import Run, plan
 from agentfuse.sync.reports import Meter
@@ -26,8 +26,12 @@ from agentfuse.sync.workers import Workers
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What is lost: a path of a snapshot, or, without a path, the snapshot itself. ``problem``: how."""
+    """What is lost: a path of a snapshot, or, without a path, the snapshot itself. ``problem``: how.
 
+    ``region``: which one the snapshot is of, by its place in keys.
+    """
+
+    region: str
     snapshot: int
     path: bytes | None
     problem: str
@@ -44,43 +48,58 @@ class FsckReport:
 
 
 class Checker:
-    """Checks one region of one agent. A store that cannot be asked is no loss but a ``StoreError``."""
+    """Checks one agent: its memory, and what its executions kept of other regions.
 
-    def __init__(self, store: ObjectStore, agent: str, region: str, reporter: Reporter) -> None:
+    A store that cannot be asked is no loss but a ``StoreError``.
+    """
+
+    def __init__(self, store: ObjectStore, agent: str, reporter: Reporter) -> None:
         self._store = store
         self._agent = agent
-        self._history = History(store, agent, region)
-        self._pins = Pins(store, agent, region)
         self._meter = Meter(reporter, "verify")
         self._report = FsckReport()
         self._seen: set[bytes] = set()
         self._bad: dict[bytes, str] = {}
 
     def run(self, *, all_snapshots: bool) -> FsckReport:
-        """Check the newest snapshot, or all of them. Raises ``NotFoundError`` when there is none."""
-        newest = require_newest(self._history, self._agent)
-        numbers = sorted(self._history.numbers(), reverse=True) if all_snapshots else [newest]
-        for number in numbers:
-            self._check_snapshot(number)
+        """Check the newest snapshot of every region, or all. Raises ``NotFoundError`` when there is none."""
+        kept = kept_regions(self._store, self._agent)
+        memory = History(self._store, self._agent, MEMORY)
+        numbers = set(memory.numbers())
+        if not numbers and not kept:
+            require_newest(memory, self._agent)
+        self._check_region(memory, MEMORY, numbers, all_snapshots)
         if all_snapshots:
-            self._check_pins(set(numbers))
+            self._check_pins(memory, numbers)
+        for region, times in sorted(kept.items()):
+            history = History(self._store, self._agent, region)
+            self._check_region(history, region, times, all_snapshots)
         self._meter.tell()
         return self._report
 
-    def _check_snapshot(self, number: int) -> None:
+    def _check_region(
+        self, history: History, region: str, numbers: Iterable[int], all_snapshots: bool
+    ) -> None:
+        newest_first = sorted(numbers, reverse=True)
+        for number in newest_first if all_snapshots else newest_first[:1]:
+            self._check_snapshot(history, region, number)
+
+    def _check_snapshot(self, history: History, region: str, number: int) -> None:
         try:
-            entries = self._history.read(number).entries
+            entries = history.read(number).entries
         except ObjectNotFoundError:
             return  # collected since
         except IntegrityError as error:
             self._report.snapshots += 1
-            self._report.lost.append(Loss(number, None, error.message))
+            self._report.lost.append(Loss(region, number, None, error.message))
             return
         self._check_contents(entries)
         lost = [
-            Loss(number, entry.path, self._bad[_id(entry)]) for entry in entries if _id(entry) in self._bad
+            Loss(region, number, entry.path, self._bad[_id(entry)])
+            for entry in entries
+            if _id(entry) in self._bad
         ]
-        if lost and not self._is_there(number):
+        if lost and not _is_there(history, number):
             return  # collected while we looked, and its objects with it
         self._report.snapshots += 1
         self._report.lost += sorted(lost, key=lambda loss: tree_key(loss.path or b""))
@@ -132,17 +151,18 @@ class Checker:
             if problem:
                 self._bad[_id(entry)] = problem
 
-    def _is_there(self, number: int) -> bool:
-        try:
-            self._history.read(number)
-        except ObjectNotFoundError:
-            return False
-        return True
+    def _check_pins(self, history: History, numbers: set[int]) -> None:
+        for number in Pins(self._store, self._agent, MEMORY).numbers():
+            if number not in numbers and not _is_there(history, number):
+                self._report.lost.append(Loss(MEMORY, number, None, "pinned, but the store has it no longer"))
 
-    def _check_pins(self, numbers: set[int]) -> None:
-        for number in self._pins.numbers():
-            if number not in numbers and not self._is_there(number):
-                self._report.lost.append(Loss(number, None, "pinned, but the store has it no longer"))
+
+def _is_there(history: History, number: int) -> bool:
+    try:
+        history.read(number)
+    except ObjectNotFoundError:
+        return False
+    return True
 
 
 def _id(entry: Entry) -> bytes:

@@ -108,22 +108,20 @@ class Rewriter:
         """What an execution did, the last first: listings before and after each row of its snapshots; nothing
         if it is taken back."""
         require_newest(self._history, self._agent)
-        rows: list[tuple[int, Snapshot]] = []  # the first one's parent, and the last one
-        lowest = 0
+        rows: list[tuple[int, Snapshot]] = []  # what the first one follows, and the last one
+        resumed: set[int] = set()
         last: dict[str, int] = {}
-        for number in sorted(self._history.numbers(), reverse=True):
-            try:
-                snapshot = self._history.read(number)
-            except ObjectNotFoundError:
-                continue  # collected while we looked
-            last.setdefault(snapshot.execution, number)
-            if snapshot.execution != execution:
+        for number, found in self._history.newest_first(ends_only=True):
+            if not isinstance(found, Snapshot):
+                raise found
+            last.setdefault(found.execution, number)
+            if found.execution != execution:
                 continue
-            if rows and lowest == number + 1:
-                rows[-1] = (snapshot.parent, rows[-1][1])
+            resumed.add(found.resumes)
+            if rows and rows[-1][0] == number:
+                rows[-1] = (found.follows, rows[-1][1])
             else:
-                rows.append((snapshot.parent, snapshot))
-            lowest = number
+                rows.append((found.follows, found))
         if not rows:
             raise NotFoundError(
                 f"execution {execution} made no snapshot of agent {self._agent} that is still there",
@@ -131,20 +129,25 @@ class Rewriter:
             )
         if _is_reverted(execution, last):
             return []
-        return [(self._before(parent, last), by_path(last.entries)) for parent, last in rows]
+        for number in resumed - {0}:
+            if not any(follows < number <= row.number for follows, row in rows):
+                raise self._collected(execution, number, "which it made")
+        return [(self._before(follows, row), by_path(row.entries)) for follows, row in rows]
 
-    def _before(self, parent: int, last: Snapshot) -> Listing:
-        if parent == 0:
+    def _before(self, follows: int, last: Snapshot) -> Listing:
+        if follows == 0:
             return {b"": last.entries[0]}
         try:
-            return by_path(self._history.read(parent).entries)
+            return by_path(self._history.read(follows).entries)
         except ObjectNotFoundError as error:
-            raise NotFoundError(
-                f"what execution {last.execution} changed cannot be told: snapshot {parent}, which it began "
-                "with, was collected",
-                hint=f"agentfuse diff and restore work with the snapshots that agentfuse log --agent "
-                f"{self._agent} lists",
-            ) from error
+            raise self._collected(last.execution, follows, "which it began with") from error
+
+    def _collected(self, execution: str, number: int, which: str) -> NotFoundError:
+        return NotFoundError(
+            f"what execution {execution} changed cannot be told: snapshot {number}, {which}, was collected",
+            hint=f"agentfuse diff and restore work with the snapshots that agentfuse log --agent "
+            f"{self._agent} lists",
+        )
 
     def _undo(self, composed: _Composed, before: Listing, after: Listing, name: str) -> _Composed:
         merger = Merger(self._store, self._agent, name, self._read, composed.made)
@@ -173,11 +176,14 @@ class Rewriter:
             if not is_changed(theirs, composed.entries):
                 return RewriteReport(None, Summary(), composed.conflicts, composed.merged, composed.kept)
             entries = self._place(composed, theirs)
+            follows, resumes = self._history.stretch(newest, name)
             snapshot = Snapshot(
                 agent=self._agent,
                 region=self._region,
                 number=newest + 1,
                 parent=newest,
+                follows=follows,
+                resumes=resumes,
                 execution=name,
                 commit=str(uuid.uuid4()),
                 reason=reason,

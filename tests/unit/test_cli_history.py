@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from histories import command, lived, told
+from histories import command, lived, take_turns, told
 from stores import local_store
 
 from agentfuse.objectstore.local import LocalStore
@@ -55,14 +55,47 @@ def test_log_is_newest_first_with_what_each_snapshot_changed(memory: LocalStore)
 def test_log_compares_over_gaps_and_says_so(tmp_path: Path) -> None:
     store = local_store(tmp_path)
     lived(tmp_path, store)
-    for number in (1, 3):
-        store.delete(snapshot_key("a", "shared", number))
+    store.delete(snapshot_key("a", "shared", 3))
     rows = told(store, "log", "--agent", "a")
-    assert [(row["number"], row["compared_with"]) for row in rows] == [(4, 2), (2, None)]
+    assert [(row["number"], row["compared_with"]) for row in rows] == [(4, 2), (2, 1), (1, None)]
     assert rows[0]["changed"] == {"added": 1, "removed": 1, "changed": 2, "bytes": 41}
-    assert rows[1]["changed"] is None
-    text = command(store, "log", "--agent", "a").stdout.decode()
-    assert "since 2" in text
+    assert b"since 2 by others, too" in command(store, "log", "--agent", "a").stdout
+    store.delete(snapshot_key("a", "shared", 1))
+    assert told(store, "log", "--agent", "a")[1]["changed"] is None
+
+
+def test_log_tells_what_a_run_changed_also_when_its_earlier_snapshots_are_gone(tmp_path: Path) -> None:
+    store = local_store(tmp_path)
+    lived(tmp_path, store)
+    store.delete(snapshot_key("a", "shared", 2))
+    row = told(store, "log", "--agent", "a")[1]
+    assert (row["number"], row["parent"], row["follows"], row["compared_with"]) == (3, 2, 1, 1)
+    assert row["changed"] == {"added": 1, "removed": 1, "changed": 2, "bytes": 40}
+    line = command(store, "log", "--agent", "a").stdout.decode().splitlines()[2]
+    assert "+1 -1 ~2 since 1 " in line
+    assert "others" not in line
+
+
+def test_log_of_runs_has_a_line_for_what_each_did_without_another_in_between(tmp_path: Path) -> None:
+    store = local_store(tmp_path)
+    take_turns(tmp_path, store, "0ABAABB")
+    rows = told(store, "log", "--agent", "a", "--runs")
+    assert [(row["number"], row["execution"], row["compared_with"]) for row in rows] == [
+        (7, "B", 5),
+        (5, "A", 3),
+        (3, "B", 2),
+        (2, "A", 1),
+        (1, "0", None),
+    ]
+    assert [row["changed"]["added"] for row in rows] == [2, 2, 1, 1, 2]
+    store.delete(snapshot_key("a", "shared", 6))
+    store.delete(snapshot_key("a", "shared", 4))
+    assert told(store, "log", "--agent", "a", "--runs") == rows
+    assert told(store, "log", "--agent", "a", "--runs", "--last", "2") == rows[:2]
+    assert b"since" not in command(store, "log", "--agent", "a", "--runs").stdout
+    store.put(snapshot_key("a", "shared", 5), b"junk")
+    found = told(store, "log", "--agent", "a", "--runs", code=65)
+    assert [row["number"] for row in found if row["error"]] == [5]
 
 
 def test_a_damaged_snapshot_hides_no_other(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> CountingStore:
 
 
 def fsck(store: ObjectStore, *, every: bool = True) -> FsckReport:
-    return Checker(store, "a", "shared", SILENT).run(all_snapshots=every)
+    return Checker(store, "a", SILENT).run(all_snapshots=every)
 
 
 def lost(report: FsckReport) -> list[tuple[int, bytes | None]]:

@@ -6,14 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
-from histories import append, lived
+from histories import append, lived, take_turns
 from memories import SILENT, Run, grow_nasty_tree, picture
 from stores import CountingStore, FaultyStore, local_store
 
 from agentfuse.errors import EnvironmentProblem, NotFoundError, StoreError, UsageError
 from agentfuse.objectstore import ObjectStore
+from agentfuse.snapshots.collect import Collector
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.layout import object_key, snapshot_key
+from agentfuse.snapshots.retention import Policy
 from agentfuse.sync.export import export
 from agentfuse.sync.rewrite import Rewriter
 
@@ -248,11 +250,44 @@ def test_a_run_whose_beginning_was_collected_cannot_be_taken_back(
     tmp_path: Path, store: CountingStore
 ) -> None:
     lived(tmp_path, store)
-    store.delete(snapshot_key("a", "shared", 2))
-    with pytest.raises(NotFoundError, match=r"snapshot 2, which it began with, was collected"):
-        rewriter(store).revert("e2")
     store.delete(snapshot_key("a", "shared", 1))
+    with pytest.raises(NotFoundError, match=r"snapshot 1, which it began with, was collected"):
+        rewriter(store).revert("e2")
+    store.delete(snapshot_key("a", "shared", 2))
     assert rewriter(store).revert("e3").number == 5
+
+
+def test_a_run_that_lacks_a_part_of_what_it_did_is_not_taken_back_by_half(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    take_turns(tmp_path, store, "ABA")
+    store.delete(snapshot_key("a", "shared", 1))
+    with pytest.raises(NotFoundError, match=r"snapshot 1, which it made, was collected"):
+        rewriter(store).revert("A")
+    assert History(store, "a", "shared").newest() == 3
+
+
+@pytest.mark.parametrize("turns", ["0ABAAB", "0AAABBBA", "0ABBBBBBBB", "0BBAAAAAB"])
+@pytest.mark.parametrize("reverted", ["A", "B"])
+@pytest.mark.parametrize("is_collected", [False, True])
+def test_exactly_what_one_of_two_that_took_turns_changed_is_taken_back(
+    tmp_path: Path, store: CountingStore, turns: str, reverted: str, is_collected: bool
+) -> None:
+    take_turns(tmp_path, store, turns)
+    if is_collected:
+        for path in (tmp_path / "store/agents").rglob("*"):
+            if path.is_file():
+                os.utime(path, (1, 1))
+        report = Collector(store, "a", "shared").run(Policy(keep_last=2, keep_daily=0))
+        stays = {n for n, who in enumerate(turns, 1) if turns[n:][:1] != who}
+        assert set(report.kept_snapshots) == stays
+    rewriter(store).revert(reverted)
+    found = files(restored(tmp_path, store, "look"))
+    others = [(n, who) for n, who in enumerate(turns, 1) if who != reverted]
+    assert {name: content for name, content in found.items() if name != "notes.md"} == {
+        f"{who} {n}": b"%d" % n for n, who in others
+    }
+    assert found["notes.md"] == b"".join(f"- {who} {n}\n".encode() for n, who in others)
 
 
 # -- into a directory

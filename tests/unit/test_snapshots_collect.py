@@ -13,14 +13,15 @@ from histories import append, command, lived, told
 from memories import SILENT, Run, picture
 from stores import CountingStore, FaultyStore, local_store
 
-from agentfuse.errors import AgentfuseError, BusyError, IntegrityError, StoreError, UsageError
+from agentfuse.errors import AgentfuseError, BusyError, IntegrityError, StoreError
 from agentfuse.objectstore import ObjectStore
 from agentfuse.objectstore.local import LocalStore
 from agentfuse.snapshots import collect
-from agentfuse.snapshots.collect import DAY_S, Collector, CollectReport, Policy, agents
+from agentfuse.snapshots.collect import Collector, CollectReport, agents
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.layout import collection_key, snapshot_key
 from agentfuse.snapshots.pins import Pins
+from agentfuse.snapshots.retention import DAY_S, Policy
 from agentfuse.sync.fsck import Checker
 from agentfuse.sync.rewrite import Rewriter
 
@@ -53,7 +54,7 @@ def objects(store: ObjectStore) -> list[str]:
 
 
 def check_whole(store: ObjectStore) -> None:
-    assert Checker(store, "a", "shared", SILENT).run(all_snapshots=True).lost == []
+    assert Checker(store, "a", SILENT).run(all_snapshots=True).lost == []
 
 
 def garbage(base: Path) -> LocalStore:
@@ -73,44 +74,6 @@ def garbage(base: Path) -> LocalStore:
     first.commit()
     age(base)
     return store
-
-
-# -- the policy
-
-
-@pytest.mark.parametrize(
-    ("policy", "kept"),
-    [
-        (Policy(keep_last=1, keep_daily=0), {8, 9, 10}),
-        (Policy(keep_last=4, keep_daily=0), {7, 8, 9, 10}),
-        (Policy(keep_last=1, keep_daily=3), {6, 8, 9, 10}),
-        (Policy(keep_last=1, keep_daily=100), {2, 4, 6, 8, 9, 10}),
-        (Policy(keep_last=100, keep_daily=0), set(range(1, 11))),
-        (Policy(keep_last=1, keep_daily=0, grace_s=2 * DAY_S), {6, 7, 8, 9, 10}),
-    ],
-)
-def test_the_policy_keeps(policy: Policy, kept: set[int]) -> None:
-    """Two snapshots a day, at 6 and 18 o'clock, and now it is 20 o'clock of the fifth day."""
-    times = {n: (990 + (n + 1) // 2) * DAY_S + (6 if n % 2 else 18) * 3600 for n in range(1, 11)}
-    assert policy.kept(times, 995 * DAY_S + 20 * 3600) == kept
-
-
-def test_pins_are_kept_and_the_newest_always() -> None:
-    times = dict.fromkeys(range(1, 6), 0.0)
-    assert STRICT.kept(times, 1e9, [2, 99]) == {2, 5}
-    assert Policy(keep_last=0, keep_daily=0).kept(times, 1e9) == {5}
-    assert STRICT.kept({}, 1e9) == set()
-
-
-def test_what_was_the_newest_within_the_grace_period_is_kept() -> None:
-    now = 1e9
-    times = {1: now - 9 * DAY_S, 2: now - 8 * DAY_S, 3: now - 7 * DAY_S, 4: now - 60, 5: now - 30}
-    assert STRICT.kept(times, now) == {3, 4, 5}
-
-
-def test_a_grace_period_that_is_not_safe_is_refused() -> None:
-    with pytest.raises(UsageError, match="under 3 hours"):
-        Policy(grace_s=3600)
 
 
 # -- what goes and what stays
@@ -156,7 +119,7 @@ def test_pinned_snapshots_stay_whole(tmp_path: Path, store: LocalStore) -> None:
     age(tmp_path)
     pins = Pins(store, "a", "shared")
     pins.add(2)
-    assert gc(store).kept_snapshots == [2, 4]
+    assert gc(store).kept_snapshots == [2, 3, 4]
     check_whole(store)
     pins.remove(2)
     assert gc(store).deleted_snapshots == [2]
@@ -172,7 +135,7 @@ def test_a_pin_that_comes_meanwhile_is_respected(tmp_path: Path, store: LocalSto
                 Pins(self.inner, "a", "shared").add(2)
             super().delete(key)
 
-    assert gc(PinnedMeanwhile(store)).kept_snapshots == [2, 4]
+    assert gc(PinnedMeanwhile(store)).kept_snapshots == [2, 3, 4]
     check_whole(store)
 
 
@@ -259,7 +222,7 @@ def test_an_answer_that_got_lost_does_not_lock_out(tmp_path: Path, store: LocalS
             super().put_if_absent(key, body)
             return super().put_if_absent(key, body)
 
-    assert gc(SentTwice(store)).deleted_snapshots == [1, 2, 3]
+    assert gc(SentTwice(store)).deleted_snapshots == [1, 2]
 
 
 def test_a_collection_ends_in_time(
@@ -267,13 +230,13 @@ def test_a_collection_ends_in_time(
 ) -> None:
     lived(tmp_path, store)
     age(tmp_path)
-    clock = iter([0.0, 1.0, 2.0, *[collect.MAX_RUN_S + 1] * 9])
+    clock = iter([0.0, 1.0, *[collect.MAX_RUN_S + 1] * 9])
     monkeypatch.setattr(collect, "_uptime", lambda: next(clock))
     report = gc(store)
-    assert (report.stopped, report.deleted_snapshots, report.deleted_objects) == (True, [1, 2], 0)
+    assert (report.stopped, report.deleted_snapshots, report.deleted_objects) == (True, [1], 0)
     monkeypatch.undo()
     report = gc(store)
-    assert (report.stopped, report.deleted_snapshots) == (False, [3])
+    assert (report.stopped, report.deleted_snapshots) == (False, [2])
     check_whole(store)
 
 
@@ -477,6 +440,10 @@ def test_going_back_beside_a_collection(tmp_path: Path, verb: str, is_inside: bo
         run.restore()
         (run.root / "other").unlink()
         run.commit()
+        later = Run(base, store, "e2")
+        later.restore()
+        later.write("later", b"1")
+        later.commit()
         age(base)
         pins = Pins(store, "a", "shared")
         for number in (2, 4):
@@ -493,15 +460,15 @@ def test_going_back_beside_a_collection(tmp_path: Path, verb: str, is_inside: bo
                 go_back(between)
             except AgentfuseError:
                 assert between.is_done  # what it needs is gone: that is said, and nothing is committed
-                assert numbers(store) == [5]
+                assert numbers(store) == [5, 6]
         else:
             between = Between(store, at, lambda: go_back(store))
             gc(between)
         check_whole(store)
         gc(store)
         check_whole(store)
-        if numbers(store)[-1] == 6:
-            after = Run(base, store, "e2")
+        if numbers(store)[-1] == 7:
+            after = Run(base, store, "e3")
             after.restore()
             assert all((after.root / name).exists() for name in wanted)
         return between.is_done
