@@ -11,6 +11,7 @@ from agentfuse.home.index import Index
 from agentfuse.home.walk import Cursor, join, read_directory
 from agentfuse.objectstore import ObjectStore
 from agentfuse.progress import Progress, Silent
+from agentfuse.snapshots.layout import execution_region
 from agentfuse.sync.engine import Memory
 
 SILENT = Silent()
@@ -30,13 +31,24 @@ class Listening:
 
 
 class Run:
-    """One execution of agent "a": its root, its index, and its memory in a store."""
+    """One execution of agent "a": its root, its index, and its memory in a store.
+
+    ``kept``: instead of its memory, a region of this name that the execution keeps.
+    """
 
     def __init__(
-        self, base: Path, store: ObjectStore, execution: str = "e1", owner: tuple[int, int] | None = None
+        self,
+        base: Path,
+        store: ObjectStore,
+        execution: str = "e1",
+        owner: tuple[int, int] | None = None,
+        *,
+        kept: str = "",
     ) -> None:
         self.home = base / execution
-        self.root = self.home / "shared"
+        self.kept = kept
+        self.root = self.home / (kept or "shared")
+        self.region = execution_region(execution, kept) if kept else "shared"
         self.root.mkdir(parents=True, exist_ok=True)
         self.execution = execution
         self.owner = owner
@@ -45,7 +57,7 @@ class Run:
 
     def another_process(self) -> Memory:
         """A memory as a new process has it: it remembers only what the index does."""
-        self.index = Index(self.home / "index.db")
+        self.index = Index(self.home / f"{self.kept or 'index'}.db")
         self.memory = Memory(
             store=self.store,
             agent="a",
@@ -53,6 +65,7 @@ class Run:
             root=self.root,
             index=self.index,
             owner=self.owner,
+            region=self.region,
         )
         return self.memory
 

@@ -105,6 +105,25 @@ def test_a_damaged_document_hides_no_other(tmp_path: Path, store: CountingStore)
     assert report.snapshots == 4
 
 
+def test_what_executions_kept_is_checked_and_named(tmp_path: Path, store: CountingStore) -> None:
+    for number in range(2):
+        kept = Run(tmp_path, store, f"e{number}", kept="downloads")
+        kept.write("file", b"a download")
+        kept.commit()
+        kept.write("file", b"%d: another one" % number)
+        kept.commit()
+    assert (fsck(store, every=False).snapshots, fsck(store).snapshots) == (2, 4)
+    assert fsck(store).contents == 3
+    lived(tmp_path, store)
+    assert (fsck(store, every=False).snapshots, fsck(store).snapshots) == (3, 8)
+    (entry,) = (e for e in History(store, "a", kept.region).read(2).entries if e.path == b"file")
+    flip(store, object_key("a", entry.object), entry.offset)
+    done = command(store, "fsck", "--agent", "a", code=65)
+    assert done.stdout.startswith(b"a/e1/downloads@2:file: object agents/a/objects/")
+    (loss,) = told(store, "fsck", "--agent", "a", code=65)["lost"]
+    assert (loss["in"], loss["snapshot"], loss["path"]) == ("a/e1/downloads@2", 2, "file")
+
+
 def test_a_pinned_snapshot_that_is_gone_is_lost(tmp_path: Path, store: CountingStore) -> None:
     lived(tmp_path, store)
     Pins(store, "a", "shared").add(2)
@@ -149,5 +168,5 @@ def test_the_verb_exits_65_if_anything_is_lost(tmp_path: Path, store: CountingSt
     assert done.stdout.startswith(b"a@4:\\xff name: object agents/a/objects/")
     assert b"something is lost in 1 of 1 snapshots" in done.stderr
     (loss,) = told(store, "fsck", "--agent", "a", code=65)["lost"]
-    assert (loss["snapshot"], loss["path"]) == (4, "\udcff name")
+    assert (loss["in"], loss["snapshot"], loss["path"]) == ("a@4", 4, "\udcff name")
     command(store, "fsck", "--agent", "b", code=66)

@@ -18,7 +18,7 @@ from agentfuse.objectstore import ObjectStore
 from agentfuse.objectstore.local import LocalStore
 from agentfuse.snapshots import collect
 from agentfuse.snapshots.collect import Collector, CollectReport, agents
-from agentfuse.snapshots.history import History
+from agentfuse.snapshots.history import History, kept_regions
 from agentfuse.snapshots.layout import collection_key, snapshot_key
 from agentfuse.snapshots.pins import Pins
 from agentfuse.snapshots.retention import DAY_S, Policy
@@ -161,6 +161,76 @@ def test_a_snapshot_that_cannot_be_read_keeps_all_objects(tmp_path: Path, store:
         assert objects(store) == everything
         store.delete(key)
     assert gc(store).deleted_objects == 3
+
+
+def test_a_damaged_snapshot_among_what_the_newest_runs_left_stays_and_keeps_all_objects(
+    tmp_path: Path, store: LocalStore
+) -> None:
+    lived(tmp_path, store)
+    store.put(snapshot_key("a", "shared", 3), b"junk")
+    age(tmp_path)
+    everything = objects(store)
+    with pytest.raises(IntegrityError):
+        gc(store, Policy(keep_last=2, keep_daily=0))
+    assert numbers(store) == [3, 4]
+    assert objects(store) == everything
+
+
+def test_of_what_an_execution_kept_the_newest_stays(tmp_path: Path, store: LocalStore) -> None:
+    lived(tmp_path, store)
+    kept = Run(tmp_path, store, "e2", kept="workspace")
+    for number in range(4):
+        kept.write("file", b"%d" % number * 1000)
+        kept.commit("checkpoint")
+    age(tmp_path)
+    other = Run(tmp_path, store, "e3", kept="workspace")
+    for number in range(3):
+        other.write("file", b"other %d" % number)
+        other.commit("checkpoint")
+    foretold = gc(store, dry_run=True)
+    report = gc(store)
+    assert report == foretold
+    assert (report.deleted_of_executions, report.kept_of_executions) == (3, 4)
+    assert {region: list(times) for region, times in kept_regions(store, "a").items()} == {
+        "executions/e2/workspace": [4],
+        "executions/e3/workspace": [1, 2, 3],
+    }
+    assert report.deleted_objects == 3
+    check_whole(store)
+
+
+def test_an_agent_that_only_kept_regions_of_executions_is_collected(
+    tmp_path: Path, store: LocalStore
+) -> None:
+    kept = Run(tmp_path, store, "e1", kept="downloads")
+    for number in range(3):
+        kept.write("file", b"%d" % number)
+        kept.commit("checkpoint")
+    age(tmp_path)
+    done = command(store, "gc", "--agent", "a").stdout
+    assert b"a: deleted 2 snapshots of what executions kept; kept 1\n" in done
+    check_whole(store)
+    assert list(store.list("agents/a/shared/collections/"))
+
+
+def test_a_collection_of_what_executions_kept_ends_in_time_and_goes_on(
+    tmp_path: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for execution in ("e1", "e2"):
+        kept = Run(tmp_path, store, execution, kept="downloads")
+        for number in range(3):
+            kept.write("file", f"{execution} {number}".encode())
+            kept.commit("checkpoint")
+    age(tmp_path)
+    clock = iter([0.0, 1.0, 2.0, 3.0, *[collect.MAX_RUN_S + 1] * 9])
+    monkeypatch.setattr(collect, "_uptime", lambda: next(clock))
+    report = gc(store)
+    assert (report.stopped, report.deleted_of_executions, report.deleted_objects) == (True, 3, 0)
+    monkeypatch.undo()
+    check_whole(store)
+    report = gc(store)
+    assert (report.stopped, report.deleted_of_executions, report.deleted_objects) == (False, 1, 4)
+    check_whole(store)
 
 
 def test_other_agents_are_not_touched(tmp_path: Path, store: LocalStore) -> None:
@@ -518,8 +588,8 @@ def test_the_verb_cleans_up_after_interrupted_writes(tmp_path: Path, store: Loca
 def test_one_agents_trouble_does_not_keep_the_others_garbage(tmp_path: Path, store: LocalStore) -> None:
     lived(tmp_path, store)
     store.put("agents/b/objects/ab/" + "ab" * 32, b"12345")
-    store.put(snapshot_key("a", "shared", 2), b"junk")
+    store.put(snapshot_key("a", "shared", 3), b"junk")
     age(tmp_path)
     done = command(store, "gc", "--all", code=65)
     assert b"b: deleted 0 snapshots and 1 objects" in done.stdout
-    assert b"00002.json.gz" in done.stderr
+    assert b"00003.json.gz" in done.stderr

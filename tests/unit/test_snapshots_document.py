@@ -34,11 +34,18 @@ NASTY = listing(
 
 
 def test_everything_comes_back() -> None:
-    before = snapshot(NASTY.values(), number=7, reason="checkpoint", execution="Ü 1")
+    before = snapshot(NASTY.values(), number=7, follows=4, resumes=3, reason="checkpoint", execution="Ü 1")
     assert decode(encode(before), "x") == before
     assert before.totals.files == 4
     assert before.totals.entries == 7
     assert before.totals.bytes == 7 + 1  # two names of one inode count once
+
+
+def test_without_saying_what_it_follows_a_snapshot_follows_its_parent() -> None:
+    header, lines = unpacked(encode(snapshot(NASTY.values(), number=7)))
+    del header["follows"], header["resumes"]
+    found = decode(packed(header, lines), "x")
+    assert (found.parent, found.follows, found.resumes) == (6, 6, 0)
 
 
 @given(forests)
@@ -254,6 +261,10 @@ def _linked_alike(header: dict[str, Any], lines: Lines) -> None:
         (lambda header, lines: header.update(format="1"), "Expected `int`"),
         (lambda header, lines: header.update(kind="other"), "Invalid enum value"),
         (lambda header, lines: header.update(number=-1), ">= 1"),
+        (lambda header, lines: header.update(parent=8), "8 upon 8"),
+        (lambda header, lines: header.update(follows=8), "upon 7 cannot follow 8"),
+        (lambda header, lines: header.update(follows=-1), ">= 0"),
+        (lambda header, lines: header.update(resumes=7, follows=6), "follow 6 and resume 7"),
         (lambda header, lines: header.update(extra=1), "unknown field"),
     ],
 )  # fmt: skip
@@ -261,7 +272,7 @@ def test_what_is_unsound_is_refused_with_its_document_and_place(
     change: Callable[[dict[str, Any], Lines], Any], complaint: str
 ) -> None:
     sound = listing(file(b"a", b"x"), directory(b"d"), symlink(b"link", b"/etc"))
-    header, lines = unpacked(encode(snapshot(sound.values())))
+    header, lines = unpacked(encode(snapshot(sound.values(), number=8)))
     assert decode(packed(header, lines), "x").entries == list(sound.values())
     change(header, lines)
     with pytest.raises(IntegrityError, match=f"snapshot the-key.*({complaint})"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from histories import take_turns
 from memories import Run, picture
 from stores import CountingStore, FaultyStore, local_store
 
@@ -26,6 +28,13 @@ def restored(tmp_path: Path, store: CountingStore, name: str) -> Run:
     run = Run(tmp_path, store, name)
     run.restore()
     return run
+
+
+def stretches(store: CountingStore) -> list[tuple[str, int, int]]:
+    """Of every snapshot whose it is, what it follows and what it resumes; the oldest first."""
+    history = History(store, "a", "shared")
+    found = map(history.read, history.numbers())
+    return [(each.execution, each.follows, each.resumes) for each in found]
 
 
 def started(tmp_path: Path, store: CountingStore) -> Run:
@@ -291,6 +300,44 @@ def test_an_execution_goes_on_after_its_changes_were_merged(tmp_path: Path, stor
     assert (root / "only e2").read_bytes() == b"2"
     assert (root / "d/two").read_bytes() == b"4"
     assert not (root / ".conflicts").exists()
+
+
+def test_a_snapshot_says_what_its_execution_went_on_from(tmp_path: Path, store: CountingStore) -> None:
+    take_turns(tmp_path, store, "0ABAAB")
+    assert stretches(store) == [("0", 0, 0), ("A", 1, 0), ("B", 2, 0), ("A", 3, 2), ("A", 3, 2), ("B", 5, 3)]
+
+
+def test_a_process_that_goes_on_for_another_says_nothing_of_what_that_did(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    run = Run(tmp_path, store)
+    for number in range(3):
+        if number == 2:
+            run.another_process()
+        run.write("file", b"%d" % number)
+        run.commit()
+    assert stretches(store) == [("e1", 0, 0), ("e1", 0, 0), ("e1", 2, 0)]
+
+
+@pytest.mark.parametrize("kind", ["before", "after"])
+def test_a_commit_whose_answer_got_lost_is_gone_on_from(
+    tmp_path: Path, store: CountingStore, kind: str
+) -> None:
+    """Whether it arrived or not, what its stretch claims is its execution's alone."""
+    run = Run(tmp_path, store)
+    run.write("file", b"0")
+    run.commit()
+    faulty = FaultyStore(
+        store, lambda _, method, key: kind if method == "put_if_absent" and "2.json" in key else None
+    )
+    run.memory._history._store = faulty
+    run.write("file", b"1")
+    with contextlib.suppress(StoreError):
+        run.commit()
+    run.memory._history._store = store
+    run.write("file", b"2")
+    run.commit()
+    assert stretches(store) == [("e1", 0, 0)] * (2 if kind == "before" else 3)
 
 
 def test_many_executions_at_once_lose_nothing(tmp_path: Path, store: CountingStore) -> None:
