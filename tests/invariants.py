@@ -5,10 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mounts import PLAIN, REGIONS, Home
+
+from agentfuse.objectstore import ObjectStore
+from agentfuse.progress import Silent
+from agentfuse.snapshots.history import History
+from agentfuse.snapshots.rebase import by_path, is_changed
+from agentfuse.sync.fsck import Checker
 
 LOOSE = "home"
 
@@ -82,17 +89,50 @@ def differences(ours: dict[bytes, tuple[object, ...]], theirs: dict[bytes, tuple
     return lines
 
 
+def wrong_books(accounts: Mapping[str, Mapping[str, int]], tree: Path) -> list[str]:
+    """What the books of a home's regions say that its tree does not, a line each."""
+    lines = []
+    for name, truth in truth_of(tree, tuple(name for name in accounts if name != LOOSE)).items():
+        account = accounts[name]
+        booked = (account["bytes_used"], account["files_used"])
+        if booked != (truth.bytes_used, truth.files_used):
+            lines.append(f"{name}: booked {booked}, on disk {truth.bytes_used, truth.files_used}")
+        lines += [
+            f"{name} is above its {what}"
+            for what in ("bytes", "files")
+            if account[f"{what}_used"] > account[f"{what}_quota"]
+        ]
+    return lines
+
+
+def wrong_history(store: ObjectStore, agent: str, region: str = "shared") -> list[str]:
+    """What is wrong with the snapshots of a region, of which none was collected, a line each.
+
+    Every object and every hash is looked at; numbers have no gaps; no commit is there twice.
+    """
+    history = History(store, agent, region)
+    numbers = list(history.numbers())
+    if not numbers:
+        return []
+    lines = [] if numbers == list(range(1, len(numbers) + 1)) else [f"numbers with gaps: {numbers}"]
+    report = Checker(store, agent, region, Silent()).run(all_snapshots=True)
+    lines += [f"snapshot {loss.snapshot}: {loss.path!r}: {loss.problem}" for loss in report.lost]
+    before = None
+    for number in numbers:
+        snapshot = history.read(number)
+        if snapshot.parent != number - 1:
+            lines.append(f"snapshot {number} is upon {snapshot.parent}")
+        if before is not None and not is_changed(by_path(before.entries), by_path(snapshot.entries)):
+            lines.append(f"snapshot {number} holds nothing new")
+        before = snapshot
+    return lines
+
+
 def check(home: Home, *, contents: bool = True) -> None:
     """Assert that books, mount and backing tree agree and no region is above its quota."""
     if PLAIN:
         return
-    accounts = home.settled()["regions"]
-    regions = tuple(name for name in accounts if name != LOOSE)
-    for name, truth in truth_of(home.tree, regions).items():
-        account = accounts[name]
-        booked = (account["bytes_used"], account["files_used"])
-        assert booked == (truth.bytes_used, truth.files_used), f"{name}: booked {booked}, on disk {truth}"
-        assert account["bytes_used"] <= account["bytes_quota"], f"{name} is above its bytes"
-        assert account["files_used"] <= account["files_quota"], f"{name} is above its files"
+    wrong = wrong_books(home.settled()["regions"], home.tree)
+    assert not wrong, "\n".join(wrong)
     found = differences(picture(home.path, contents=contents), picture(home.tree, contents=contents))
     assert not found, "mount and backing tree differ:\n" + "\n".join(found[:20])

@@ -268,6 +268,11 @@ def _mounts() -> list[tuple[str, str, str]]:
     return found
 
 
+def mountpoints_below(path: Path) -> list[Path]:
+    """Where something is mounted below a directory."""
+    return [Path(where) for where, _, _ in _mounts() if where.startswith(f"{path}/")]
+
+
 def connections(path: Path) -> list[str]:
     """The FUSE connection numbers mounted at a path, the topmost last."""
     return [minor for where, minor, kind in _mounts() if where == str(path) and kind.startswith("fuse")]
@@ -312,6 +317,6 @@ def abort_everything() -> None:
 
 def remove_base(path: Path) -> None:
     """Remove a base directory; refuses to walk into anything still mounted."""
-    assert not any(where.startswith(f"{path}/") for where, _, _ in _mounts()), f"still mounted below {path}"
+    assert not mountpoints_below(path), f"still mounted below {path}"
     subprocess.run(["chattr", "-R", "-i", str(path)], check=False, stderr=subprocess.DEVNULL)
     shutil.rmtree(path)
