@@ -1,7 +1,7 @@
 """Daemons as children of a process that has imported everything, on stores that fail as planned.
 
 The only place that patches agentfuse: in the child, before it serves, ``LocalStore`` becomes a store that
-injects faults. Needs a caller without threads.
+injects faults, and waits before retries become short. Needs a caller without threads.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from agentfuse.control.registry import Registry
 from agentfuse.errors import AgentfuseError, StoreError
 from agentfuse.objectstore import ObjectStat, Source, local
 from agentfuse.progress import Progress
+from agentfuse.sync import background
 from crash.plan import Fault, Kill, Plan
 
 AGENT = "tester"
@@ -38,6 +39,9 @@ CONFIG = """
 [regions.shared]
 bytes = "400MiB"
 """
+RETRY_S = (0.02, 0.05, 0.1)
+"""How long to wait before trying again; as it is otherwise, a seed would take minutes."""
+
 _PR_SET_PDEATHSIG = 1
 _RESTORED = re.compile(r"^shared/: (restored|no snapshot yet)")
 
@@ -153,9 +157,8 @@ class Daemon:
 
     def sync(self) -> None:
         """Raises ``AgentfuseError`` unless everything closed before is durable."""
-        if not hasattr(self.control, "sync"):
-            raise AgentfuseError("no sync yet")
-        self.control.sync()
+        for _ in self.control.sync(timeout_s=20):
+            pass
 
 
 def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
@@ -185,6 +188,7 @@ def _serve(place: Place, host: int, execution: str, pipe: int, kill: Kill | None
     os.environ["AGENTFUSE_RUNTIME_DIR"] = str(place.runtime(host))
     FaultyStore.faults = faults
     local.LocalStore = FaultyStore  # type: ignore[misc]
+    background.RETRY_S = daemon._RETRY_S = RETRY_S
     plan = place.plan
     overrides = {"store": place.store.as_uri(), "state": str(place.state(host))}
     config = replace(

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import pickle
+import re
 import select
 import shutil
 import signal
@@ -33,6 +34,8 @@ from agentfuse.home.tree import list_homes
 from agentfuse.killpoints import STEPS
 
 SEED_DEADLINE_S = 90.0
+_COMPLAINT = re.compile(r" ERROR | CRITICAL |Traceback")
+_HARMLESS = re.compile(r"pyfuse3: .*fuse_reply_.* No such file or directory")  # the asker is gone
 
 
 @dataclass
@@ -111,7 +114,7 @@ class Player:
             for path in self._place.base.glob("log-*")
             for line in path.read_text(errors="replace").splitlines()
         ]
-        return [line for line in lines if " ERROR " in line or " CRITICAL " in line or "Traceback" in line]
+        return [line for line in lines if _COMPLAINT.search(line) and not _HARMLESS.search(line)]
 
 
 def clean(base: Path) -> None:
