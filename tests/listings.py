@@ -71,7 +71,7 @@ def unpacked(document: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return msgspec.json.decode(first), [msgspec.json.decode(line) for line in lines]
 
 
-NAMES = [b"a", b"b", b"\xff", b".conflicts"]
+NAMES = [b"a", b"b", b"a-wal", b"a-journal", b"\xff", b".conflicts"]
 CONTENTS = [b"", b"one", b"two", b"three"]
 
 

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from agentfuse.snapshots.databases import BESIDE, databases, main_of, matters, state, together
 from agentfuse.snapshots.entries import (
     MAX_NAME_BYTES,
     Entry,
@@ -36,7 +37,8 @@ _V = TypeVar("_V")
 class Conflict:
     """A path that both sides changed, and all its versions; ``kept_at`` is where ``mine`` is in the result.
 
-    ``theirs`` is None for a file in a directory that the other side made something else.
+    ``theirs`` is None for a file in a directory that the other side made something else. ``is_part``: it
+    belongs to other files, so it must not be merged by itself.
     """
 
     path: bytes
@@ -44,6 +46,7 @@ class Conflict:
     base: Entry | None
     theirs: Entry | None
     mine: Entry
+    is_part: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +110,23 @@ class _Merge:
         self._merged: dict[bytes, Entry] = {}
         self._from: dict[bytes, Side] = {}
         self._displaced: dict[bytes, Entry] = {}
+        self._parts: set[bytes] = set()
         self._conflicts: list[Conflict] = []
 
     def run(self) -> Rebased:
         theirs, mine = self._sides["theirs"], self._sides["mine"]
-        for path in sorted(theirs.keys() | mine.keys(), key=tree_key):
+        whole = databases(self._base, theirs, mine)
+        parts = {path for database in whole for path in together(database)}
+        for path in sorted((theirs.keys() | mine.keys()) - parts, key=tree_key):
             self._settle(path, self._base.get(path), theirs.get(path), mine.get(path))
+        for database in whole:
+            self._settle_database(database)
         for path in sorted(self._merged, key=tree_key):
             self._give_parents(path)
-        kept_at = {path: self._keep(self._displaced[path]) for path in sorted(self._displaced, key=tree_key)}
+        kept_at: dict[bytes, bytes] = {}
+        for path in sorted(self._displaced, key=tree_key):
+            if main_of(path) not in self._displaced:
+                kept_at |= self._keep(self._displaced[path])
         self._link(kept_at)
         return Rebased(in_tree_order(self._merged.values()), tuple(self._conflicts))
 
@@ -143,6 +154,42 @@ class _Merge:
         self._take(path, merged or theirs, "theirs")
         if merged is None:
             self._displace(mine)
+
+    def _settle_database(self, database: bytes) -> None:
+        """Take a database and what lies beside it from one side, whole."""
+        base, theirs, mine = self._base, self._sides["theirs"], self._sides["mine"]
+        before, committed, made = (state(listing, database) for listing in (base, theirs, mine))
+        if committed not in ((), before, made) and made not in ((), before):
+            for path in together(database):
+                self._parts.add(path)
+                self._take(path, theirs.get(path), "theirs")
+                if path in mine:
+                    self._displace(mine[path])
+            return
+        is_mine = committed == before or (not committed and made != before)
+        for path in together(database):
+            if committed == made or (path == database and path in theirs and path in mine):
+                self._settle_part(path, database)
+            else:
+                self._take_part(path, database, "mine" if is_mine else "theirs")
+
+    def _settle_part(self, path: bytes, database: bytes) -> None:
+        """As any path, but that nobody misses what SQLite makes again."""
+        base, theirs, mine = (each.get(path) for each in (self._base, *self._sides.values()))
+        both = [each for each in (theirs, mine) if each is not None and not same(each, base)]
+        if len(both) == 2 and not any(matters(each, database) for each in both):
+            self._take(path, theirs, "theirs")
+        else:
+            self._settle(path, base, theirs, mine)
+
+    def _take_part(self, path: bytes, database: bytes, side: Side) -> None:
+        other: Side = "theirs" if side == "mine" else "mine"
+        found = self._sides[other].get(path)
+        is_new = found is not None and not same(found, self._base.get(path))
+        if path not in self._sides[side] and found is not None and is_new and not matters(found, database):
+            self._take(path, found, other)
+        else:
+            self._take(path, self._sides[side].get(path), side)
 
     # -- directories
 
@@ -174,18 +221,28 @@ class _Merge:
 
     # -- conflicts
 
-    def _keep(self, mine: Entry) -> bytes:
-        """Put this side's version of a path where it is in nobody's way; where that is."""
+    def _keep(self, mine: Entry) -> dict[bytes, bytes]:
+        """Put this side's version of a path, and of what belongs to it, where it is in nobody's way; where
+        that is.
+        """
         place = self._free_place(mine)
-        self._merged[place] = msgspec.structs.replace(mine, path=place)
         above = parent_of(place)
         while above not in self._merged:
             mtime_ns = self._sides["mine"][b""].mtime_ns
             self._merged[above] = Entry(path=above, type="dir", mode=0o755, mtime_ns=mtime_ns)
             above = parent_of(above)
-        versions = (self._base.get(mine.path), self._sides["theirs"].get(mine.path), mine)
-        self._conflicts.append(Conflict(mine.path, place, *versions))
-        return place
+        kept_at: dict[bytes, bytes] = {}
+        for path, at in zip(together(mine.path), together(place), strict=True):
+            entry = self._displaced.get(path)
+            if entry is None:
+                if at in self._merged and self._merged[at].type != "dir":
+                    del self._merged[at]  # it belonged to an earlier version that was kept here
+                continue
+            self._merged[at] = msgspec.structs.replace(entry, path=at)
+            kept_at[path] = at
+            versions = (self._base.get(path), self._sides["theirs"].get(path), entry)
+            self._conflicts.append(Conflict(path, at, *versions, is_part=path in self._parts))
+        return kept_at
 
     def _free_place(self, mine: Entry) -> bytes:
         place = b""
@@ -194,20 +251,25 @@ class _Merge:
             for candidate in _variants(name):
                 path = place + b"/" + candidate if place else candidate
                 there = self._merged.get(path)
-                if there is None or (
-                    there.type == "dir" if depth < len(names) else self._may_replace(there, mine)
-                ):
+                is_directory = there is None or there.type == "dir"
+                if is_directory if depth < len(names) else self._may_keep(mine.path, path):
                     place = path
                     break
         return place
 
-    def _may_replace(self, there: Entry, mine: Entry) -> bool:
-        """Whether what is there is this very content, or the one that this one was made from."""
-        if there.type != mine.type:
-            return False
-        before = self._base.get(mine.path)
-        return _content(there) == _content(mine) or (
-            before is not None and _content(there) == _content(before)
+    def _may_keep(self, path: bytes, place: bytes) -> bool:
+        """Whether this side's version of a path, and what belongs to it, may be put there."""
+        pairs = zip(together(path), together(place), strict=True)
+        return all(self._may_replace(self._merged[at], each) for each, at in pairs if at in self._merged)
+
+    def _may_replace(self, there: Entry, path: bytes) -> bool:
+        """Whether what is there is this side's version of a path, or the one that it was made from."""
+        mine, before = self._displaced.get(path), self._base.get(path)
+        if mine is None and there.type == "dir":
+            return True  # nothing will be put in its place
+        return any(
+            each is not None and each.type == there.type and _content(each) == _content(there)
+            for each in (mine, before)
         )
 
     # -- hard links
@@ -276,7 +338,8 @@ def _variants(name: bytes) -> Iterator[bytes]:
     yield name
     for number in count(2):
         suffix = b"~%d" % number
-        yield name[: MAX_NAME_BYTES - len(suffix)] + suffix
+        # There must be room for what may lie beside it.
+        yield name[: MAX_NAME_BYTES - len(suffix) - max(map(len, BESIDE))] + suffix
 
 
 def _content(entry: Entry) -> tuple[str, bytes]:

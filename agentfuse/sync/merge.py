@@ -99,7 +99,8 @@ def sources(
 def _may_merge(conflict: Conflict) -> bool:
     versions = (conflict.base, conflict.theirs, conflict.mine)
     return (
-        conflict.theirs is not None
+        not conflict.is_part
+        and conflict.theirs is not None
         and conflict.theirs.type == conflict.mine.type == "file"
         and all(version is None or version.size <= MAX_TEXT_BYTES for version in versions)
     )

@@ -19,6 +19,7 @@ from agentfuse.errors import IntegrityError, NotFoundError, ObjectNotFoundError,
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.progress import Reporter
 from agentfuse.snapshots.changes import Summary, summarise
+from agentfuse.snapshots.databases import whole
 from agentfuse.snapshots.document import Snapshot
 from agentfuse.snapshots.entries import Entry, names_by_inode, parent_of, printable
 from agentfuse.snapshots.history import History
@@ -230,9 +231,10 @@ def _is_reverted(execution: str, last: Mapping[str, int]) -> bool:
 
 
 def _replaced(theirs: Listing, wanted: Listing, path: bytes) -> dict[bytes, Entry]:
-    """``theirs`` with ``path`` and all below it as in ``wanted``."""
-    gone = below(theirs, path)
-    taken = below(wanted, path)
+    """``theirs`` with ``path``, all below it and what belongs to it as in ``wanted``."""
+    tops = whole(path, theirs, wanted)
+    gone = {each for top in tops for each in below(theirs, top)}
+    taken = {each: entry for top in tops for each, entry in below(wanted, top).items()}
     entries = {each: entry for each, entry in theirs.items() if each not in gone}
     first_free = 1 + max((entry.link for entry in entries.values()), default=0)
     for each, entry in taken.items():

@@ -94,6 +94,25 @@ def test_a_path_comes_back_with_its_directories_and_links(tmp_path: Path, store:
     assert (root / "d").stat().st_mode & 0o7777 == 0o750
 
 
+def test_a_database_comes_back_with_its_log_and_without_that_of_another_day(
+    tmp_path: Path, store: CountingStore
+) -> None:
+    run = Run(tmp_path, store)
+    run.write("m.db", b"1")
+    run.write("m.db-wal", b"log of 1")
+    run.commit()
+    (run.root / "m.db-wal").unlink()
+    run.write("m.db", b"2")
+    run.write("m.db-journal", b"journal of 2")
+    run.commit()
+    rewriter(store).restore(1, b"m.db")
+    assert files(restored(tmp_path, store, "e2")) == {"m.db": b"1", "m.db-wal": b"log of 1"}
+    rewriter(store).restore(2, b"m.db")
+    assert files(restored(tmp_path, store, "e3")) == {"m.db": b"2", "m.db-journal": b"journal of 2"}
+    export(store, History(store, "a", "shared").read(1), b"m.db", tmp_path / "out", SILENT)
+    assert files(tmp_path / "out") == {"m.db": b"1", "m.db-wal": b"log of 1"}
+
+
 def test_what_is_in_the_way_is_not_removed(tmp_path: Path, store: CountingStore) -> None:
     run = Run(tmp_path, store)
     run.write("d/x", b"1")

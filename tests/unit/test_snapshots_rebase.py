@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from listings import Forest, Listing, directory, fifo, file, forests, listing, symlink
 
+from agentfuse.snapshots.databases import main_of
 from agentfuse.snapshots.entries import Entry, check, names_by_inode
 from agentfuse.snapshots.rebase import is_changed, rebase
 
@@ -77,7 +78,8 @@ def test_a_committed_file_that_was_changed_keeps_its_name(triple: tuple[Listing,
             entry.sha256,
             entry.target,
         )
-        if entry.type != "dir" and content_changed and not path.startswith(COPY):
+        is_log = main_of(path) is not None and not entry.size  # an empty one is as good as none
+        if entry.type != "dir" and content_changed and not path.startswith(COPY) and not is_log:
             assert (merged[path].type, merged[path].sha256, merged[path].target) == (
                 entry.type,
                 entry.sha256,
@@ -255,7 +257,7 @@ def test_names_of_full_length_find_a_free_place() -> None:
     dirs = (directory(b".conflicts"), directory(b".conflicts/e1"))
     theirs = listing(file(name, b"theirs"), *dirs, file(COPY + name, b"another"))
     merged = rebase({}, theirs, listing(file(name, b"mine")), "e1")
-    assert merged.entries[COPY + b"n" * 253 + b"~2"].sha256 == file(b"", b"mine").sha256
+    assert merged.entries[COPY + b"n" * 245 + b"~2"].sha256 == file(b"", b"mine").sha256
 
 
 def test_hard_links_made_on_both_sides_survive() -> None:
@@ -295,3 +297,80 @@ def test_only_files_modes_and_links_count_as_changes() -> None:
     ):
         assert is_changed(BASE, changed(BASE, change))
     assert is_changed(BASE, changed(BASE, file(b"n", b"base", link=1), file(b"d/x", b"base", link=1)))
+
+
+# SQLite databases: what lies beside one belongs to it.
+
+DB, WAL, JOURNAL, SHM = b"m.db", b"m.db-wal", b"m.db-journal", b"m.db-shm"
+INDEX = bytes(32768)
+
+
+def database(content: bytes, **beside: bytes) -> Listing:
+    return listing(file(DB, content), *(file(DB + b"-" + name.encode(), c) for name, c in beside.items()))
+
+
+def test_a_log_never_comes_beside_the_database_of_another() -> None:
+    """Theirs was written back and lost its log; mine has more in its log, and the same database below it."""
+    base = database(b"0", wal=b"1")
+    theirs, mine = database(b"1 2"), database(b"0", wal=b"1 3")
+    merged = rebase(base, theirs, mine, "e1")
+    kept = file(COPY + DB, b"0"), file(COPY + WAL, b"1 3")
+    dirs = directory(b".conflicts"), directory(b".conflicts/e1")
+    assert merged.entries == listing(file(DB, b"1 2"), *dirs, *kept)
+    assert [(each.path, each.kept_at, each.is_part) for each in merged.conflicts] == [
+        (DB, COPY + DB, True),
+        (WAL, COPY + WAL, True),
+    ]
+
+
+def test_one_sides_database_comes_whole() -> None:
+    base = database(b"0", wal=b"1")
+    written_back, longer = database(b"1"), database(b"0", wal=b"1 2")
+    opened = database(b"0", wal=b"1", shm=INDEX)
+    for changed_one in (written_back, longer):
+        assert rebase(base, changed_one, opened, "e1").entries.items() >= changed_one.items()
+        assert rebase(base, opened, changed_one, "e1").entries.items() >= changed_one.items()
+        assert not rebase(base, opened, changed_one, "e1").conflicts
+
+
+def test_reading_one_database_at_once_is_no_conflict() -> None:
+    base = database(b"0")
+    theirs, mine = database(b"0", wal=b"", shm=INDEX), database(b"0", wal=b"", shm=b"\1" * 32768)
+    assert rebase(base, theirs, mine, "e1") == rebase(base, theirs, theirs, "e1")
+    assert rebase(base, theirs, database(b"1", wal=b"", shm=b"\1" * 32768), "e1").conflicts == ()
+
+
+def test_a_database_that_one_side_removed_and_the_other_changed_stays_whole() -> None:
+    base, gone, longer = database(b"0", wal=b"1"), listing(), database(b"0", wal=b"1 2")
+    assert rebase(base, gone, longer, "e1").entries == longer
+    assert rebase(base, longer, gone, "e1").entries == longer
+    assert rebase(base, gone, base, "e1").entries == gone
+    assert rebase(base, base, gone, "e1").entries == gone
+
+
+def test_the_next_version_of_a_kept_database_replaces_all_of_the_one_before() -> None:
+    base = database(b"0")
+    first = rebase(base, database(b"theirs"), database(b"0", wal=b"mine"), "e1").entries
+    second = rebase(database(b"0", wal=b"mine"), first, database(b"mine 2", journal=b"j"), "e1").entries
+    kept = {path: entry.sha256 for path, entry in second.items() if path.startswith(COPY)}
+    assert kept == {COPY + DB: file(b"", b"mine 2").sha256, COPY + JOURNAL: file(b"", b"j").sha256}
+
+
+def test_a_database_finds_a_place_where_nothing_is_beside_it() -> None:
+    dirs = directory(b".conflicts"), directory(b".conflicts/e1")
+    theirs = listing(file(DB, b"theirs"), *dirs, file(COPY + WAL, b"of another time"))
+    merged = rebase(database(b"0"), theirs, database(b"0", journal=b"mine"), "e1").entries
+    assert merged[COPY + WAL].sha256 == theirs[COPY + WAL].sha256
+    assert COPY + DB not in merged
+    assert {COPY + b"m.db~2", COPY + b"m.db~2-journal"} <= merged.keys()
+
+
+def test_files_that_are_only_named_alike_are_files_as_any() -> None:
+    base = listing(directory(DB), file(WAL, b"0"))
+    merged = rebase(base, base | {JOURNAL: file(JOURNAL, b"t")}, base | {WAL: file(WAL, b"1")}, "e1")
+    assert merged.entries == base | {JOURNAL: file(JOURNAL, b"t"), WAL: file(WAL, b"1")}
+    notes = listing(file(b"n", b"0"), file(b"n-shm", b"0"))
+    merged = rebase(
+        notes, notes | {b"n-shm": file(b"n-shm", b"1")}, notes | {b"n-shm": file(b"n-shm", b"2")}, "e1"
+    )
+    assert merged.entries[COPY + b"n-shm"].sha256 == file(b"", b"2").sha256
