@@ -36,7 +36,7 @@ _MAY_FAIL_WITH = (-signal.SIGKILL, 69, 75)  # killed, the store failed, not dura
 @dataclass(frozen=True)
 class Began:
     """A mount is ready. ``is_fresh``: it was restored since the life before; ``tree``: what is in it;
-    ``newest``: the newest snapshot before it was asked for.
+    ``newest``: the newest snapshot before that was restored.
     """
 
     life: int
@@ -123,6 +123,7 @@ class Performance:
         self._tree: Tree | None = None
         self._step: Step | None = None
         self._is_fresh = True
+        self._newest = 0
 
     def play(self) -> None:
         time.sleep(self._actor.start_after_ms / 1000)
@@ -130,13 +131,14 @@ class Performance:
             self._live(number, life)
 
     def _live(self, number: int, life: Life) -> None:
-        newest = newest_snapshot(self._place.store)
+        if not self._is_fresh or number == 0:
+            self._newest = newest_snapshot(self._place.store)
         daemon = self._started(life)
         if daemon is None:
             return
         hands = Hands(daemon.path / "shared", self._actor.journal_mode)
         try:
-            self._begin(number, newest, daemon)
+            self._begin(number, daemon)
             self._work(life, daemon, hands)
         except DaemonIsGone:
             pass
@@ -165,7 +167,7 @@ class Performance:
         self._wrong("no start succeeded, not even the last, which was without faults")
         return None
 
-    def _begin(self, number: int, newest: int, daemon: Daemon) -> None:
+    def _begin(self, number: int, daemon: Daemon) -> None:
         assert daemon.status is not None
         home = self._place.home(self._actor.host, self._actor.execution)
         for line in invariants.wrong_books(daemon.status["regions"], home / "tree"):
@@ -175,7 +177,7 @@ class Performance:
             why = explains(tree, self._tree, self._tree.after(self._step))
             if why:
                 self._wrong(f"resumed after {self._step}: {why}")
-        self._journal.write(Began(number, self._is_fresh, newest, tree))
+        self._journal.write(Began(number, self._is_fresh, self._newest, tree))
         self._tree, self._step, self._is_fresh = tree, None, False
 
     def _work(self, life: Life, daemon: Daemon, hands: Hands) -> None:

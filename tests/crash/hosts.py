@@ -101,7 +101,6 @@ class Daemon:
 
     def start(self, kill: Kill | None = None, faults: tuple[Fault, ...] = (), seed: int = 0) -> bool:
         """Fork, and wait until it is ready (true) or has ended (false)."""
-        self.path.mkdir(exist_ok=True)
         reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 import invariants
@@ -97,7 +98,8 @@ class Judge:
 
     def _rows_of(self, path: str) -> list[list[str]]:
         """What a database was to have; one that was set aside in a conflict has other rows than its namesake."""
-        return [rows for story in self.stories for at, rows in story.rows if path.endswith(at)]
+        name = re.sub(r"~\d+$", "", path)
+        return [rows for story in self.stories for at, rows in story.rows if name.endswith(at)]
 
     # -- the invariants
 

@@ -60,6 +60,8 @@ class Player:
         began = time.monotonic()
         plan = self._place.plan
         (self._place.base / "config.toml").write_text(CONFIG)
+        for execution in (*(actor.execution for actor in plan.actors), *map("sweep{}".format, range(plan.hosts))):
+            self._place.mountpoint(execution).mkdir()
         try:
             wrong = self._act()
             self._sweep()

@@ -22,8 +22,8 @@ from pathlib import Path
 TOKEN = re.compile(rb"<(e\d+\.\d+)>")
 """Every write brings a token of its own, so that what became of it can be told."""
 
-DATABASE = re.compile(r"\.db(-wal|-shm|-journal)?$")
-_SUFFIXES = (".db", ".db-wal", ".db-shm", ".db-journal")
+DATABASE = re.compile(r"\.db(~\d+)?(-wal|-shm|-journal)?$")
+_BESIDE = ("", "-wal", "-shm", "-journal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +113,15 @@ class Tree:
 
     def databases(self) -> list[str]:
         """Every path of a database."""
-        return [path for path, node in self.names.items() if path.endswith(".db") and node.kind == "file"]
+        paths = (path for path, node in self.names.items() if node.kind == "file")
+        return [path for path in paths if (match := DATABASE.search(path)) and not match[2]]
 
     def read_databases(self) -> None:
         """Find out the rows from the contents."""
         self.rows = {path: read_rows(self._files_of(path)) for path in self.databases()}
 
     def _files_of(self, database: str) -> dict[str, bytes]:
-        beside = {suffix: self.names.get(database + suffix[3:]) for suffix in _SUFFIXES}
+        beside = {suffix: self.names.get(database + suffix) for suffix in _BESIDE}
         return {
             suffix: bytes(node.content) for suffix, node in beside.items() if node and node.kind == "file"
         }
@@ -309,7 +310,7 @@ def read_rows(files: Mapping[str, bytes]) -> list[str]:
     """
     with tempfile.TemporaryDirectory(prefix="agentfuse-db-") as directory:
         for suffix, content in files.items():
-            Path(directory, "copy" + suffix).write_bytes(content)
+            Path(directory, "copy.db" + suffix).write_bytes(content)
         return _read_rows(f"{directory}/copy.db")
 
 
@@ -363,7 +364,10 @@ def _shown(what: tuple[object, ...] | None) -> str:
 
 
 def _paths(root: Path) -> Iterable[str]:
-    for directory, names, files in os.walk(root):
+    def fail(error: OSError) -> None:
+        raise error
+
+    for directory, names, files in os.walk(root, onerror=fail):
         for name in (*names, *files):
             yield os.path.relpath(os.path.join(directory, name), root)
 
