@@ -28,6 +28,7 @@ Step = Literal[
     "capture.hashed",
     "upload.begun",
     "upload.sent",
+    "intent.noted",
     "commit.begun",
     "commit.won",
     "commit.answer-lost",

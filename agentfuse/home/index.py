@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Row(NamedTuple):
@@ -66,6 +66,13 @@ class Base(NamedTuple):
     lost: bool = False
 
 
+class Intent(NamedTuple):
+    """A commit that was begun, by its id, and the snapshot that it was to be."""
+
+    commit: str
+    number: int
+
+
 class Index:
     """The index of one home's region. Safe from any thread; opened at first use.
 
@@ -93,6 +100,31 @@ class Index:
             if base.exact:
                 write_durably(self._number_path, b"%d\n" % base.number)
             passing("note.written")
+
+    def intend(
+        self, intent: Intent, base: Base, *, changed: Iterable[Row], removed: Iterable[bytes] = ()
+    ) -> None:
+        """Note what :meth:`write` is to note when a commit has succeeded, which may never be learned here."""
+        with self._lock:
+            self._with_database(lambda db: _intend(db, intent, base, changed, removed))
+            passing("intent.noted")
+
+    def intents(self) -> list[Intent]:
+        """The commits of which nothing was noted since they were begun."""
+        with self._lock:
+            return (self._with_database(_intents) if self._path.exists() else None) or []
+
+    def fulfil(self, commit: str) -> None:
+        """This one of the intents has succeeded after all: note what it was to, and forget all others."""
+        with self._lock:
+            found = self._with_database(lambda db: _intended(db, commit))
+            if found is not None:
+                self.write(found[0], changed=found[1], removed=found[2])
+
+    def give_up(self, commit: str) -> None:
+        """This one of the intents has failed for good."""
+        with self._lock:
+            self._with_database(lambda db: db.table("intents").delete_where("commit_id = ?", [commit]))
 
     def reprint(self, prints: Iterable[tuple[bytes, str, int, int, bytes]]) -> None:
         """Note what files have become whose contents were brought: (path, sha256, ino, ctime_ns, xattrs).
@@ -172,6 +204,8 @@ _COLUMNS = {
     "xattrs": bytes,
     "check": int,
 }
+_Noted = tuple[Base, list[tuple[Any, ...]], list[bytes]]
+_INTENT_COLUMNS = {"commit_id": str, "number": int, "noted": bytes, "check": int}
 _INO, _MTIME = Row._fields.index("ino"), Row._fields.index("mtime_ns")
 
 _OF_THE_MACHINE = {
@@ -190,15 +224,18 @@ _OF_THE_MACHINE = {
 def _prepare(db: Database) -> None:
     """Make the tables, or accept those that are there."""
     found = db.execute("PRAGMA user_version").fetchone()[0]
-    if found not in (0, SCHEMA):
+    if not 0 <= found <= SCHEMA:
         raise ValueError(f"schema {found}, this version of agentfuse knows {SCHEMA}")
     db.enable_wal()
     db.execute("PRAGMA synchronous = FULL")
-    if found == 0:
-        with db.atomic():
+    if found == SCHEMA:
+        return
+    with db.atomic():
+        if found == 0:
             db.table("synced").create(_COLUMNS, pk="path", not_null=set(_COLUMNS), strict=True)
             db.table("base").create({"id": int, "number": int, "exact": int, "rows": int}, pk="id")
-            db.execute(f"PRAGMA user_version = {SCHEMA}")
+        db.table("intents").create(_INTENT_COLUMNS, pk="commit_id")
+        db.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
 def _load(db: Database) -> tuple[Base, list[Row]] | None:
@@ -218,6 +255,30 @@ def _write(db: Database, base: Base, changed: Iterable[Row], removed: Iterable[b
         db.conn.executemany(insert, map(_to_columns, changed))
         record = {"id": 1, "number": base.number, "exact": int(base.exact), "rows": db.table("synced").count}
         db.table("base").upsert(record, pk="id")
+        db.execute("DELETE FROM intents")
+
+
+def _intend(
+    db: Database, intent: Intent, base: Base, changed: Iterable[Row], removed: Iterable[bytes]
+) -> None:
+    noted = msgspec.msgpack.encode((base, list(map(_to_columns, changed)), list(removed)))
+    columns = (*intent, noted)
+    with db.atomic():
+        db.execute("INSERT INTO intents VALUES (?, ?, ?, ?)", (*columns, _checksum(columns)))
+
+
+def _intents(db: Database) -> list[Intent]:
+    return [Intent(*row) for row in db.execute("SELECT commit_id, number FROM intents ORDER BY number")]
+
+
+def _intended(db: Database, commit: str) -> tuple[Base, list[Row], list[bytes]] | None:
+    found = db.execute("SELECT * FROM intents WHERE commit_id = ?", (commit,)).fetchone()
+    if found is None:
+        return None
+    if _checksum(found[:-1]) != found[-1]:
+        raise ValueError(f"wrong checksum at commit {commit}")
+    base, changed, removed = msgspec.msgpack.decode(found[2], type=_Noted)
+    return base, [_from_columns(columns) for columns in changed], removed
 
 
 def _reprint(db: Database, prints: Iterable[tuple[bytes, str, int, int, bytes]]) -> None:

@@ -10,16 +10,15 @@ import datetime
 import hashlib
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from agentfuse.errors import EnvironmentProblem, IntegrityError, ObjectNotFoundError, StoreError
+from agentfuse.errors import IntegrityError, ObjectNotFoundError, StoreError
 from agentfuse.home import marks
-from agentfuse.home.index import Base, Index, Row
+from agentfuse.home.index import Base, Index
 from agentfuse.home.walk import Cursor, changed_meanwhile, local_disk
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.progress import Reporter
@@ -32,8 +31,9 @@ from agentfuse.sync.absent import Absent, Part, Settled, take_up
 from agentfuse.sync.contents import StoredSource, read_content
 from agentfuse.sync.hydrate import hydrate, lay_out
 from agentfuse.sync.merge import Merger, sources
+from agentfuse.sync.notes import Note, Notes, Synced
 from agentfuse.sync.reports import CommitReport, Meter, RestoreReport
-from agentfuse.sync.scan import Capture, Print, Scan, observe, scan
+from agentfuse.sync.scan import Capture, Scan, observe, scan
 from agentfuse.sync.spool import Spool
 from agentfuse.sync.upload import Place, Readable, Uploader, placed
 
@@ -42,23 +42,11 @@ _log = logging.getLogger(__name__)
 MAX_RACES = 100
 """Commits lost in a row before giving up; each means that another execution got through."""
 
-_Xattrs = tuple[tuple[bytes, bytes], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Synced:
-    """The region as it was when it was last synced, see ``Base``."""
-
-    number: int
-    exact: bool
-    entries: dict[bytes, Entry]
-    prints: dict[bytes, Print]
-
 
 class Moment:
     """A region at one moment, on its way to be committed: see :meth:`Memory.moment`."""
 
-    def __init__(self, synced: _Synced, capture: Capture, meter: Meter) -> None:
+    def __init__(self, synced: Synced, capture: Capture, meter: Meter) -> None:
         self.synced = synced
         self._capture = capture
         self._meter = meter
@@ -103,6 +91,7 @@ class Memory:
         self._owner = owner
         self._region = check_region(region)
         self._history = History(store, agent, region)
+        self._notes = Notes(index, self._history)
         # Whoever commits without having restored finishes what another process began.
         self._uploader = Uploader(store, agent, may_be_there=True)
 
@@ -131,7 +120,7 @@ class Memory:
             part = self._part()
             for path in marked:
                 absent.add(part, now.prints[path].ino, now.entries[path])
-        self._index.write(Base(number, exact=True), changed=_rows(now, entries.values()))
+        self._notes.restored(now, number)
         return RestoreReport(number, totals.files, totals.bytes, requests)
 
     def resume(self, absent: Absent) -> None:
@@ -142,7 +131,7 @@ class Memory:
         marked = list(take_up(self.root))
         if not marked:
             return
-        places = self._places_of_bases(self._last_sync())
+        places = self._places_of_bases(self._notes.last_sync())
         if not all(entry.sha256 in places for _, entry in marked) and (newest := self._history.newest()):
             # What was known of the base is lost: perhaps the contents are still in use.
             found = self._history.read(newest).entries
@@ -164,7 +153,7 @@ class Memory:
 
         Raises ``StoreError`` when what was synced last must be read from the store and cannot be.
         """
-        synced = self._last_sync()
+        synced = self._notes.last_sync()
         capture = Capture(self.root, synced.entries, synced.prints, spool)
         return Moment(synced, capture, Meter(reporter, "scan"))
 
@@ -185,7 +174,7 @@ class Memory:
         ``EnvironmentProblem`` when the local disk fails.
         """
         if moment is None:
-            synced = self._last_sync()
+            synced = self._notes.last_sync()
             meter = Meter(reporter, "scan")
             now = scan(self.root, synced.entries, synced.prints, meter)
             meter.tell()
@@ -195,12 +184,13 @@ class Memory:
         self._uploader.forget()
         return report
 
-    def _commit(self, synced: _Synced, now: Scan, reporter: Reporter, reason: str) -> CommitReport:
+    def _commit(self, synced: Synced, now: Scan, reporter: Reporter, reason: str) -> CommitReport:
         skipped = tuple(map(printable, now.skipped))
         if not synced.number and len(now.entries) == 1:
             return CommitReport(None, skipped=skipped)  # an empty region that never was anything else
         if not is_changed(synced.entries, now.entries):
-            self._note(synced, now, synced.entries, Base(synced.number, synced.exact))
+            note = self._note_of(synced, now, synced.entries, Base(synced.number, synced.exact))
+            self._notes.write_news(note, synced)
             return CommitReport(None, skipped=skipped)
         put_before = self._uploader.objects_put, self._uploader.bytes_put
         number, entries, rebased, merged = self._commit_upon_newest(synced, now, reporter, reason)
@@ -218,45 +208,40 @@ class Memory:
         )
 
     def _commit_upon_newest(
-        self, synced: _Synced, now: Scan, reporter: Reporter, reason: str
+        self, synced: Synced, now: Scan, reporter: Reporter, reason: str
     ) -> tuple[int | None, Listing, Rebased, tuple[bytes, ...]]:
         """The number that was committed, None when the newest snapshot has all already; its listing; the
         rebase that led to it; the paths of merged texts.
         """
         texts: dict[bytes, bytes]
-        merger = Merger(self._store, self._agent, self._execution, partial(self._read_mine, synced, now))
         for _ in range(MAX_RACES):
             newest = self._history.newest(at_least=synced.number)
+            if self._notes.learn_outcomes(newest):
+                synced = self._notes.last_sync()
             if newest == synced.number and synced.exact:
                 theirs: Listing = synced.entries
                 merged, texts = Rebased(now.entries, ()), {}
             else:
                 theirs = by_path(self._history.read(newest).entries) if newest else {}
+                read_mine = partial(self._read_mine, synced, now)
+                merger = Merger(self._store, self._agent, self._execution, read_mine)
                 merged, texts = merger.rebase(synced.entries, theirs, now.entries)
             entries = self._place(merged.entries, theirs, synced, now, reporter=reporter, texts=texts)
             if not is_changed(theirs, entries):
-                self._note(synced, now, theirs, Base(newest, not is_changed(theirs, now.entries)))
+                note = self._note_of(synced, now, theirs, Base(newest, not is_changed(theirs, now.entries)))
+                self._notes.write_news(note, synced)
                 return None, theirs, merged, tuple(texts)
             snapshot = self._snapshot(newest, reason, entries)
+            base = Base(newest + 1, exact=not is_changed(entries, now.entries))
+            note = self._note_of(synced, now, entries, base)
+            self._notes.intend(note, snapshot.commit)
             if self._history.commit(snapshot):
-                self._note(synced, now, entries, Base(newest + 1, not is_changed(entries, now.entries)))
+                self._notes.write(note)
                 return newest + 1, entries, merged, tuple(texts)
+            self._notes.give_up(snapshot.commit)
         raise StoreError(f"agent {self._agent}: lost {MAX_RACES} commits in a row to other executions")
 
-    def _last_sync(self) -> _Synced:
-        base, rows = self._index.load()
-        if not base.lost:
-            entries = {row.path: _entry(row) for row in rows}
-            return _Synced(
-                base.number, base.exact, entries, {row.path: Print(row.ino, row.ctime_ns) for row in rows}
-            )
-        try:
-            return _Synced(base.number, True, by_path(self._history.read(base.number).entries), {})
-        except ObjectNotFoundError:
-            # Collected since. Merging from nothing keeps everything of both sides.
-            return _Synced(base.number, False, {}, {})
-
-    def _read_mine(self, synced: _Synced, now: Scan, entry: Entry) -> bytes | None:
+    def _read_mine(self, synced: Synced, now: Scan, entry: Entry) -> bytes | None:
         if entry.sha256 in now.opens:
             return now.opens[entry.sha256]().read(entry.size)
         with local_disk(self.root), Cursor(self.root) as cursor:
@@ -280,7 +265,7 @@ class Memory:
         self,
         entries: Mapping[bytes, Entry],
         theirs: Listing,
-        synced: _Synced,
+        synced: Synced,
         now: Scan,
         *,
         reporter: Reporter,
@@ -345,68 +330,16 @@ class Memory:
             entries=list(entries.values()),
         )
 
-    def _note(self, synced: _Synced, now: Scan, committed: Listing, base: Base) -> None:
-        """Tell the index what is synced now. It is only a help: its failure loses nothing."""
-        changed = [
-            row
-            for row in _rows(now, committed.values(), self._places_of_bases(synced))
-            if synced.prints.get(row.path) != (row.ino, row.ctime_ns)
-            or synced.entries[row.path] != _entry(row)
-        ]
-        removed = synced.entries.keys() - now.entries.keys()
-        if not changed and not removed and base == (synced.number, synced.exact, False):
-            return
-        try:
-            self._index.write(base, changed=changed, removed=removed)
-        except EnvironmentProblem as error:
-            _log.warning("what was committed is safe, but the next commit has more to read: %s", error)
+    def _note_of(self, synced: Synced, now: Scan, committed: Listing, base: Base) -> Note:
+        return self._notes.of(synced, now, committed, base, self._places_of_bases(synced))
 
-    def _forget_others(self, synced: _Synced, committed: Listing) -> None:
+    def _forget_others(self, synced: Synced, committed: Listing) -> None:
         """Keep on this host only what the next run will ask for: a file that changes every few seconds would
         push everything else out of the cache."""
         named = {entry.object for entry in committed.values()}
         for name in {place.object for place in self._places_of_bases(synced).values()} - named:
             self._store.forget(object_key(self._agent, name))
 
-    def _places_of_bases(self, synced: _Synced) -> dict[str, Place]:
+    def _places_of_bases(self, synced: Synced) -> dict[str, Place]:
         """Where contents are that only this disk has: the bases of merges to come, see ``_place``."""
-        places = {e.sha256: Place(e.object, e.offset) for e in synced.entries.values() if e.object}
-        return places | self._uploader.places()
-
-
-def _rows(now: Scan, committed: Iterable[Entry], others: Mapping[str, Place] | None = None) -> Iterator[Row]:
-    places = dict(others or {})
-    places.update((entry.sha256, Place(entry.object, entry.offset)) for entry in committed)
-    for path, entry in now.entries.items():
-        place, print_ = places.get(entry.sha256, Place("", 0)), now.prints[path]
-        yield Row(
-            path=path,
-            ino=print_.ino,
-            ctime_ns=print_.ctime_ns,
-            type=entry.type,
-            mode=entry.mode,
-            mtime_ns=entry.mtime_ns,
-            size=entry.size,
-            sha256=entry.sha256,
-            object=place.object,
-            offset=place.offset,
-            target=entry.target,
-            link=entry.link,
-            xattrs=msgspec.msgpack.encode(entry.xattrs),
-        )
-
-
-def _entry(row: Row) -> Entry:
-    return Entry(
-        path=row.path,
-        type=row.type,  # type: ignore[arg-type]  # the index does not know the kinds there are
-        mode=row.mode,
-        mtime_ns=row.mtime_ns,
-        size=row.size,
-        sha256=row.sha256,
-        object=row.object,
-        offset=row.offset,
-        target=row.target,
-        link=row.link,
-        xattrs=msgspec.msgpack.decode(row.xattrs, type=_Xattrs),
-    )
+        return synced.places() | self._uploader.places()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agentfuse.errors import EnvironmentProblem
-from agentfuse.home.index import Base, Index, Row
+from agentfuse.home.index import Base, Index, Intent, Row
 
 
 def row(number: int, **more: object) -> Row:
@@ -139,6 +139,53 @@ def test_a_write_is_one_transaction(index: Index) -> None:
     with pytest.raises(RuntimeError):
         index.write(Base(2, exact=True), changed=failing(), removed=[row(1).path])
     assert reopened(index).load() == (Base(1, exact=True), [row(1)])
+
+
+def test_an_intent_is_noted_when_it_turns_out_to_have_succeeded(index: Index) -> None:
+    index.write(Base(1, exact=True), changed=[row(1), row(2)])
+    index.intend(
+        Intent("c-2", 2), Base(2, exact=False), changed=[row(1, size=5), row(3)], removed=[row(2).path]
+    )
+    index.intend(Intent("c-3", 3), Base(3, exact=True), changed=[row(4)])
+    again = reopened(index)
+    assert again.load() == (Base(1, exact=True), [row(1), row(2)])
+    assert again.intents() == [Intent("c-2", 2), Intent("c-3", 3)]
+    again.fulfil("c-2")
+    assert again.load() == (Base(2, exact=False), [row(1, size=5), row(3)])
+    assert again.intents() == []
+    again.fulfil("c-3")
+    assert again.load()[0].number == 2
+
+
+def test_intents_end_with_the_next_note_or_are_given_up(index: Index) -> None:
+    assert index.intents() == []
+    index.intend(Intent("c-1", 1), Base(1, exact=True), changed=[row(1)])
+    index.give_up("c-1")
+    assert (index.intents(), index.load()) == ([], (Base(0, exact=True), []))
+    index.intend(Intent("c-2", 1), Base(1, exact=True), changed=[row(1)])
+    index.write(Base(1, exact=True), changed=[row(2)])
+    assert (index.intents(), index.load()[1]) == ([], [row(2)])
+
+
+def test_an_intent_with_a_flipped_bit_is_not_believed(index: Index, tmp_path: Path) -> None:
+    index.write(Base(1, exact=True), changed=[row(1)])
+    index.intend(Intent("c-2", 2), Base(2, exact=True), changed=[row(2)])
+    index.close()
+    with sqlite3.connect(tmp_path / "index.db") as connection:
+        connection.execute("UPDATE intents SET noted = replace(noted, x'02', x'03')")
+    connection.close()
+    index.fulfil("c-2")
+    assert index.load() == (Base(1, exact=False, lost=True), [])
+
+
+def test_an_index_of_the_first_schema_is_taken_over(index: Index, tmp_path: Path) -> None:
+    index.write(Base(1, exact=True), changed=[row(1)])
+    index.close()
+    with sqlite3.connect(tmp_path / "index.db") as connection:
+        connection.executescript("DROP TABLE intents; PRAGMA user_version = 1")
+    connection.close()
+    assert index.load() == (Base(1, exact=True), [row(1)])
+    assert index.intents() == []
 
 
 def test_it_may_be_used_from_many_threads(index: Index) -> None:

@@ -17,6 +17,7 @@ from agentfuse.errors import BusyError, EnvironmentProblem, StoreError
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.layout import object_key
 from agentfuse.sync import engine, scan, upload
+from agentfuse.sync.notes import Notes
 
 
 @pytest.fixture
@@ -414,6 +415,107 @@ def test_a_lost_index_loses_no_change_and_no_deletion(
     store.reset()
     assert run.commit().number is None
     assert not store.requests
+
+
+class Died(BaseException):
+    """The process ended here."""
+
+
+def killed_before_the_note(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commit, and die when it has succeeded and nothing knows yet."""
+
+    def die(*_: object) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(Notes, "write", die)
+        run.commit()
+    run.index.close()
+    run.another_process()
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_what_was_removed_after_a_commit_that_nobody_noted_does_not_come_back(
+    tmp_path: Path, store: CountingStore, monkeypatch: pytest.MonkeyPatch, is_exact: bool
+) -> None:
+    run = started(tmp_path, store)
+    if not is_exact:
+        other = restored(tmp_path, store, "e3")
+        other.write("only e3", b"3")
+        other.commit()
+    run.write("new", b"new")
+    run.write("d/one", b"changed")
+    killed_before_the_note(run, monkeypatch)
+    (run.root / "new").unlink()
+    run.write("d/one", b"changed again")
+    report = run.commit()
+    assert report.conflicts == ()
+    root = restored(tmp_path, store, "e4").root
+    assert not (root / "new").exists()
+    assert not (root / ".conflicts").exists()
+    assert (root / "d/one").read_bytes() == b"changed again"
+    assert (root / "only e3").exists() is not is_exact
+
+
+def test_going_back_after_a_commit_that_nobody_noted_is_committed(
+    tmp_path: Path, store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started(tmp_path, store)
+    run.write("new", b"new")
+    killed_before_the_note(run, monkeypatch)
+    (run.root / "new").unlink()
+    assert run.commit().number == 3
+    assert not (restored(tmp_path, store, "e4").root / "new").exists()
+
+
+def test_a_commit_whose_answer_was_lost_in_an_outage_is_known_for_ones_own_later(tmp_path: Path) -> None:
+    fault: list[str] = []
+
+    def fails(number: int, method: str, key: str) -> str | None:
+        if fault and method == "put_if_absent" and "/snapshots/" in key:
+            return fault[0]
+        return "before" if fault and fault[0] == "after" and method == "get" else None
+
+    run = started(tmp_path, FaultyStore(local_store(tmp_path), fails))
+    for kind in ("before", "after"):
+        run.write("new", kind.encode())
+        fault[:] = [kind]
+        with pytest.raises(StoreError):
+            run.commit()
+        fault.clear()
+    run.write("new", b"newer")
+    report = run.commit()
+    assert (report.number, report.conflicts) == (3, ())
+    assert (restored(tmp_path, run.store, "e4").root / "new").read_bytes() == b"newer"
+
+
+def test_a_commit_that_arrives_long_after_it_was_given_up_is_known_for_ones_own(tmp_path: Path) -> None:
+    """A request that hangs in the network, and gets to the store while the next commit is under way."""
+    local = local_store(tmp_path)
+    late: list[tuple[str, bytes]] = []
+
+    class Slow(CountingStore):
+        def put_if_absent(self, key: str, body: bytes) -> bool:
+            if "/snapshots/" not in key or key.endswith(f"{1:020}.json.gz"):
+                return super().put_if_absent(key, body)
+            if not late:
+                late.append((key, body))
+                raise StoreError("timed out")
+            self.inner.put_if_absent(*late[0])
+            return super().put_if_absent(key, body)
+
+    run = started(tmp_path, Slow(local))
+    run.write("new", b"new")
+    run.write("other", b"other")
+    with pytest.raises(StoreError, match="timed out"):
+        run.commit()
+    run.write("new", b"newer")
+    (run.root / "other").unlink()
+    report = run.commit()
+    assert (report.number, report.conflicts) == (3, ())
+    root = restored(tmp_path, local, "e4").root
+    assert (root / "new").read_bytes() == b"newer"
+    assert not (root / "other").exists()
 
 
 def test_a_store_that_is_another_one_is_not_committed_to(tmp_path: Path, store: CountingStore) -> None:

@@ -1,0 +1,168 @@
+"""What this host knows of a region's last sync: the index in terms of entries, and of commits.
+
+A commit is noted twice: before it is tried, as an intent, and when it has succeeded. Without the first, a
+commit whose answer or whose process was lost would be taken for another execution's work: what was
+removed here since would come back, and what was changed would be in conflict with itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from agentfuse.errors import EnvironmentProblem, ObjectNotFoundError
+from agentfuse.home.index import Base, Index, Intent, Row
+from agentfuse.snapshots.entries import Entry
+from agentfuse.snapshots.history import History
+from agentfuse.snapshots.rebase import Listing, by_path
+from agentfuse.sync.scan import Print, Scan
+from agentfuse.sync.upload import Place
+
+_log = logging.getLogger(__name__)
+
+_Xattrs = tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """The region as it was when it was last synced, see ``Base``."""
+
+    number: int
+    exact: bool
+    entries: dict[bytes, Entry]
+    prints: dict[bytes, Print]
+
+    def places(self) -> dict[str, Place]:
+        """Where contents are that maybe only this disk has: the bases of merges to come."""
+        return {e.sha256: Place(e.object, e.offset) for e in self.entries.values() if e.object}
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is to be noted of a commit: rows that are not what they were, paths that are gone."""
+
+    base: Base
+    changed: list[Row]
+    removed: frozenset[bytes]
+
+
+class Notes:
+    """The notes of one region in an index. Only a help: when one cannot be made, nothing is lost."""
+
+    def __init__(self, index: Index, history: History) -> None:
+        self._index = index
+        self._history = history
+
+    def last_sync(self) -> Synced:
+        """Raises ``StoreError`` when it must be read from the store and cannot be."""
+        base, rows = self._index.load()
+        if self._index.intents() and self.learn_outcomes(self._history.newest(at_least=base.number)):
+            base, rows = self._index.load()
+        if not base.lost:
+            entries = {row.path: _entry(row) for row in rows}
+            prints = {row.path: Print(row.ino, row.ctime_ns) for row in rows}
+            return Synced(base.number, base.exact, entries, prints)
+        try:
+            return Synced(base.number, True, by_path(self._history.read(base.number).entries), {})
+        except ObjectNotFoundError:
+            # Collected since. Merging from nothing keeps everything of both sides.
+            return Synced(base.number, False, {}, {})
+
+    def learn_outcomes(self, newest: int) -> bool:
+        """Whether a commit that was only intended, as far as was known, turns out to have succeeded; it is
+        noted then. ``newest``: the newest snapshot. Raises ``StoreError`` when one cannot be read.
+        """
+        for intent in self._index.intents():
+            if intent.number > newest:
+                continue  # it may be under way yet
+            try:
+                commit = self._history.read(intent.number).commit
+            except ObjectNotFoundError:
+                commit = ""  # collected since
+            if commit == intent.commit:
+                self._index.fulfil(commit)
+                return True
+            self._index.give_up(intent.commit)
+        return False
+
+    def restored(self, now: Scan, number: int) -> None:
+        """The region has just been made what a snapshot is. Raises ``EnvironmentProblem``."""
+        self._index.write(Base(number, exact=True), changed=_rows(now, now.entries.values()))
+
+    def of(
+        self, synced: Synced, now: Scan, committed: Listing, base: Base, places: Mapping[str, Place]
+    ) -> Note:
+        """The note of a commit of ``now`` that made ``committed``; ``places``: where other contents are."""
+        changed = [
+            row
+            for row in _rows(now, committed.values(), places)
+            if synced.prints.get(row.path) != (row.ino, row.ctime_ns)
+            or synced.entries[row.path] != _entry(row)
+        ]
+        return Note(base, changed, frozenset(synced.entries.keys() - now.entries.keys()))
+
+    def intend(self, note: Note, commit: str) -> None:
+        """A commit by this id is about to be tried; ``note`` is made when it has succeeded."""
+        intent = Intent(commit, note.base.number)
+        _try(lambda: self._index.intend(intent, note.base, changed=note.changed, removed=note.removed))
+
+    def give_up(self, commit: str) -> None:
+        """An intended commit has failed for certain."""
+        _try(lambda: self._index.give_up(commit))
+
+    def write(self, note: Note) -> None:
+        """What is noted is so. Forgets all intents."""
+        _try(lambda: self._index.write(note.base, changed=note.changed, removed=note.removed))
+
+    def write_news(self, note: Note, synced: Synced) -> None:
+        """As :meth:`write`, if there is anything that is not noted yet."""
+        if note.changed or note.removed or note.base != (synced.number, synced.exact, False):
+            self.write(note)
+
+
+def _try(write: Callable[[], None]) -> None:
+    try:
+        write()
+    except EnvironmentProblem as error:
+        _log.warning("what was committed is safe, but the next commit has more to read: %s", error)
+
+
+def _rows(now: Scan, committed: Iterable[Entry], others: Mapping[str, Place] | None = None) -> Iterator[Row]:
+    places = dict(others or {})
+    places.update((entry.sha256, Place(entry.object, entry.offset)) for entry in committed)
+    for path, entry in now.entries.items():
+        place, print_ = places.get(entry.sha256, Place("", 0)), now.prints[path]
+        yield Row(
+            path=path,
+            ino=print_.ino,
+            ctime_ns=print_.ctime_ns,
+            type=entry.type,
+            mode=entry.mode,
+            mtime_ns=entry.mtime_ns,
+            size=entry.size,
+            sha256=entry.sha256,
+            object=place.object,
+            offset=place.offset,
+            target=entry.target,
+            link=entry.link,
+            xattrs=msgspec.msgpack.encode(entry.xattrs),
+        )
+
+
+def _entry(row: Row) -> Entry:
+    return Entry(
+        path=row.path,
+        type=row.type,  # type: ignore[arg-type]  # the index does not know the kinds there are
+        mode=row.mode,
+        mtime_ns=row.mtime_ns,
+        size=row.size,
+        sha256=row.sha256,
+        object=row.object,
+        offset=row.offset,
+        target=row.target,
+        link=row.link,
+        xattrs=msgspec.msgpack.decode(row.xattrs, type=_Xattrs),
+    )
