@@ -25,6 +25,7 @@ import trio
 
 from agentfuse.home import marks
 from agentfuse.home.walk import Cursor, join, local_disk, open_to_fill, read_directory
+from agentfuse.killpoints import passing
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.snapshots.entries import Entry, printable
 
@@ -214,6 +215,7 @@ class Absent:
         except OSError:
             os.close(fd)
             raise
+        passing("fill.claimed")
         item.state, item.step, item.is_abandoned = State.FILLING, Step(), False
         return True
 
@@ -231,6 +233,7 @@ class Absent:
         item.problem, item.is_hopeless = "", False
         self.here[item.ino] = item
         self._done(item, State.HERE)
+        passing("fill.here")
         self.on_here(item.ino)
 
     def failed(self, item: Item, error: Exception) -> None:

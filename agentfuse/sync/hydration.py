@@ -17,6 +17,7 @@ import trio
 
 from agentfuse.errors import AgentfuseError, IntegrityError, ObjectNotFoundError
 from agentfuse.home import marks
+from agentfuse.killpoints import passing
 from agentfuse.snapshots.layout import object_key
 from agentfuse.sync.absent import Absent, Item, Part, Settled, State
 from agentfuse.sync.contents import read_content
@@ -115,6 +116,7 @@ class Hydration:
             if not isinstance(error, (AgentfuseError, OSError)):
                 _log.error("unexpected error", exc_info=error)
         await self.passed()
+        passing("fill.written")
         for item in items:
             if error is None or item.is_abandoned:
                 self.absent.filled(item)
@@ -166,10 +168,12 @@ class Hydration:
             self.absent.settling(item)
         try:
             await self._in_thread(sync, items[0].fd)
+            passing("settle.synced")
             for count, item in enumerate(items):
                 if count % STEP == 0:
                     await self._turn()
                 marks.remove(item.fd)
+                passing("settle.unmarked")
             await self._in_thread(sync, items[0].fd)
         except OSError as error:
             _log.warning("restored files cannot be made durable: %s", error)

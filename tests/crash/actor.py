@@ -7,26 +7,32 @@ whole. It is all that the judge knows of what was done and acknowledged.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import random
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import invariants
 from crash.hosts import AGENT, Daemon, Place, call_in_child
 from crash.plan import Actor, Life
-from crash.steps import Hands, Step, Tree, explains, read_tree
+from crash.steps import Hands, Step, Tree, explains, read_tree, sizes_in
+from crash.stored import Snapshots
 from crash.workload import Workload
 
 from agentfuse.errors import AgentfuseError
 
+_T = TypeVar("_T")
+
 START_ATTEMPTS = 5
 GONE_S = 2.0
+EIO_ATTEMPTS, EIO_PAUSE_S = 100, 0.02
 _MAY_FAIL_WITH = (-signal.SIGKILL, 69, 75)  # killed, the store failed, not durable yet
 
 
@@ -120,6 +126,7 @@ class Performance:
         self._tokens = 0
         self._calls = 0
         self._waiting: list[int] = []
+        self._rng = random.Random(f"{place.plan.seed} {number}")
         self._tree: Tree | None = None
         self._step: Step | None = None
         self._is_fresh = True
@@ -172,13 +179,25 @@ class Performance:
         home = self._place.home(self._actor.host, self._actor.execution)
         for line in invariants.wrong_books(daemon.status["regions"], home / "tree"):
             self._wrong(line)
-        tree = read_tree(daemon.path / "shared")
+        tree = self._look(daemon)
         if self._tree is not None and not self._is_fresh:
             why = explains(tree, self._tree, self._tree.after(self._step))
             if why:
                 self._wrong(f"resumed after {self._step}: {why}")
         self._journal.write(Began(number, self._is_fresh, self._newest, tree))
         self._tree, self._step, self._is_fresh = tree, None, False
+
+    def _look(self, daemon: Daemon) -> Tree:
+        """What is in the mount. What was just restored is not always read: so contents are yet to come."""
+        root = daemon.path / "shared"
+        if daemon.restored_from is None or self._rng.random() < 0.5:
+            return patiently(lambda: read_tree(root))
+        _, tree = Snapshots(self._place.store).read(daemon.restored_from)
+        tree.read_databases()
+        found = sizes_in(root)
+        if found != tree.sizes():
+            self._wrong(f"restored from {daemon.restored_from}: sizes {found}, but stored {tree.sizes()}")
+        return tree
 
     def _work(self, life: Life, daemon: Daemon, hands: Hands) -> None:
         assert self._tree is not None
@@ -203,7 +222,7 @@ class Performance:
         for step in steps:
             self._step = step
             self._journal.write(Does(step))
-            hands.perform(step)
+            patiently(lambda: hands.perform(step))  # noqa: B023  called at once
             self._journal.write(Done())
             self._tree.apply(step)
             self._step = None
@@ -244,6 +263,18 @@ class Performance:
 
     def _wrong(self, what: str) -> None:
         self._journal.write(Wrong(f"{self._actor.execution}: {what}"))
+
+
+def patiently(work: Callable[[], _T]) -> _T:
+    """Do something that may need a content that has not come yet, and cannot as long as the store fails."""
+    for _ in range(EIO_ATTEMPTS):
+        try:
+            return work()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        time.sleep(EIO_PAUSE_S)
+    return work()
 
 
 def newest_snapshot(store: Path) -> int:

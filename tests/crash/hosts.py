@@ -24,6 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from crash.plan import Fault, Kill, Plan
+
 from agentfuse import daemon, killpoints
 from agentfuse.config import load_config
 from agentfuse.control.client import ControlClient
@@ -31,8 +33,7 @@ from agentfuse.control.registry import Registry
 from agentfuse.errors import AgentfuseError, StoreError
 from agentfuse.objectstore import ObjectStat, Source, local
 from agentfuse.progress import Progress
-from agentfuse.sync import background
-from crash.plan import Fault, Kill, Plan
+from agentfuse.sync import backfill, background
 
 AGENT = "tester"
 CONFIG = """
@@ -42,8 +43,9 @@ bytes = "400MiB"
 RETRY_S = (0.02, 0.05, 0.1)
 """How long to wait before trying again; as it is otherwise, a seed would take minutes."""
 
+SLOW_READ_S = 0.2  # so that there is something to do while contents are still to come
 _PR_SET_PDEATHSIG = 1
-_RESTORED = re.compile(r"^shared/: (restored|no snapshot yet)")
+_RESTORED = re.compile(r"^shared/: (no snapshot yet|restored .* from snapshot (\d+))")
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class Daemon:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(reader)
-            _be_daemon(self._place, self._host, self._execution, writer, kill, _Faults(faults, seed))
+            met = _Faults(faults, seed)
+            _be_daemon(self._place, self._host, self._execution, pipe=writer, kill=kill, faults=met)
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
             for line in pipe:
@@ -120,6 +123,12 @@ class Daemon:
     def has_restored(self) -> bool:
         """Whether the memory was brought from the store, rather than found as an earlier daemon left it."""
         return any(_RESTORED.search(line) for line in self.said)
+
+    @property
+    def restored_from(self) -> int | None:
+        """The number of the snapshot that was brought; None for none."""
+        found = [match for line in self.said if (match := _RESTORED.search(line))]
+        return int(found[0][2]) if found and found[0][2] else None
 
     def kill(self) -> None:
         if self.pid and self.code is None:
@@ -166,28 +175,35 @@ def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
 
 
 def _be_daemon(
-    place: Place, host: int, execution: str, pipe: int, kill: Kill | None, faults: _Faults
+    place: Place, host: int, execution: str, *, pipe: int, kill: Kill | None, faults: _Faults
 ) -> NoReturn:
     code = 70
     try:
         die_with_parent()
         _to_log(place.log(execution))
-        code = _serve(place, host, execution, pipe, kill, faults)
-    except BaseException:  # noqa: BLE001  the outermost edge of this process
+        _prepare(place.runtime(host), faults)
+        if kill and kill.step:
+            killpoints.arm(kill.step, kill.passing)
+        code = _serve(place, host, execution, pipe)
+    except BaseException:
         logging.getLogger("crash").exception("unexpected error")
     finally:
         os._exit(code)
 
 
-def _serve(place: Place, host: int, execution: str, pipe: int, kill: Kill | None, faults: _Faults) -> int:
+def _prepare(runtime: Path, faults: _Faults) -> None:
     for number in (signal.SIGALRM, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     random.seed(os.getpid())
-    os.environ["AGENTFUSE_RUNTIME_DIR"] = str(place.runtime(host))
+    os.environ["AGENTFUSE_RUNTIME_DIR"] = str(runtime)
     FaultyStore.faults = faults
     local.LocalStore = FaultyStore  # type: ignore[misc]
     background.RETRY_S = daemon._RETRY_S = RETRY_S
+    backfill._FIRST_RETRY_S, *_, backfill._LAST_RETRY_S = RETRY_S
+
+
+def _serve(place: Place, host: int, execution: str, pipe: int) -> int:
     plan = place.plan
     overrides = {"store": place.store.as_uri(), "state": str(place.state(host))}
     config = replace(
@@ -199,8 +215,6 @@ def _serve(place: Place, host: int, execution: str, pipe: int, kill: Kill | None
     )
     told = _Telling(pipe)
     spec = daemon.MountSpec(place.mountpoint(execution), AGENT, execution, ephemeral=False)
-    if kill and kill.step:
-        killpoints.arm(kill.step, kill.passing)
     try:
         daemon.serve(config, spec, told, on_ready=told.ready)
     except AgentfuseError as error:
@@ -251,7 +265,7 @@ class _Faults:
         self._numbers = itertools.count()
 
     @contextlib.contextmanager
-    def meet(self, what: str, *, writes: bool = False) -> Iterator[None]:
+    def meet(self, what: str, *, writes: bool = False, slow_s: float = 0.03) -> Iterator[None]:
         number = next(self._numbers)
         rng = random.Random(f"{self._seed} {number}")
         met = {
@@ -260,7 +274,7 @@ class _Faults:
             if fault.first <= number < fault.last and rng.randrange(100) < fault.percent
         }
         if "slow" in met:
-            time.sleep(rng.uniform(0, 0.03))
+            time.sleep(rng.uniform(0, slow_s))
         for kind in met & {"refused", "dropped", "outage"}:
             raise StoreError(f"injected: {kind}: request {number}, {what}")
         yield
@@ -282,11 +296,11 @@ class FaultyStore(local.LocalStore):
             return super().put_if_absent(key, body)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
-        with self.faults.meet(f"get {key}"):
+        with self.faults.meet(f"get {key}", slow_s=SLOW_READ_S):
             return super().get(key, offset=offset, length=length)
 
     def stream(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
-        with self.faults.meet(f"stream {key}"):
+        with self.faults.meet(f"stream {key}", slow_s=SLOW_READ_S):
             pass
         return super().stream(key, offset=offset, length=length)
 
@@ -315,7 +329,7 @@ def call_in_child(work: Callable[[], None], log: Path) -> int:
             _to_log(log)
             work()
             code = 0
-        except BaseException:  # noqa: BLE001  the outermost edge of this process
+        except BaseException:
             logging.getLogger("crash").exception("unexpected error")
         finally:
             os._exit(code)

@@ -13,19 +13,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 
 import invariants
 from crash.hosts import AGENT, Place
-from crash.steps import Node, Tree
+from crash.steps import Tree
+from crash.stored import Snapshots
 from crash.story import Session, Story
-
-from agentfuse.objectstore.local import LocalStore
-from agentfuse.snapshots.entries import Entry
-from agentfuse.snapshots.history import History
-from agentfuse.sync.contents import read_content
 
 
 class Judge:
@@ -34,20 +29,18 @@ class Judge:
     def __init__(self, place: Place) -> None:
         self.stories = [Story(place, actor) for actor in place.plan.actors]
         self._sessions = [session for story in self.stories for session in story.sessions]
-        self._store = LocalStore(place.store)
-        self._history = History(self._store, AGENT, "shared")
+        self._snapshots = Snapshots(place.store)
         self._authors: dict[int, str] = {}
         self._trees: dict[int, Tree] = {0: Tree()}
         self._tokens: dict[int, set[str]] = {0: set()}
-        self._contents: dict[str, bytes] = {}
 
     def wrong(self) -> list[str]:
         """Everything that is not as it must be, a line each."""
         lines = [line for story in self.stories for line in story.wrong]
-        lines += invariants.wrong_history(self._store, AGENT)
+        lines += invariants.wrong_history(self._snapshots.store, AGENT)
         if lines:
             return lines  # what cannot be read need not be judged
-        for number in self._history.numbers():
+        for number in self._snapshots.numbers():
             lines += self._read(number)
         for story in self.stories:
             lines += self._moments(story)
@@ -68,16 +61,9 @@ class Judge:
     # -- snapshots
 
     def _read(self, number: int) -> Iterator[str]:
-        snapshot = self._history.read(number)
+        snapshot, tree = self._snapshots.read(number)
         self._authors[number] = snapshot.execution
-        tree = self._trees[number] = Tree()
-        nodes: dict[int, Node] = {}
-        for entry in snapshot.entries:
-            if entry.path:
-                node = nodes.get(entry.link) or self._node(entry)
-                tree.names[os.fsdecode(entry.path)] = node
-                if entry.link:
-                    nodes[entry.link] = node
+        self._trees[number] = tree
         try:
             tree.read_databases()
         except AssertionError as error:
@@ -87,17 +73,8 @@ class Judge:
             if not any(rows == were[: len(rows)] for were in self._rows_of(path)):
                 yield f"snapshot {number}: {path} has rows {rows}, which it never had"
 
-    def _node(self, entry: Entry) -> Node:
-        if entry.type != "file":
-            return Node(
-                entry.type, entry.mode if entry.type == "dir" else 0, target=os.fsdecode(entry.target)
-            )
-        if entry.sha256 not in self._contents:
-            self._contents[entry.sha256] = read_content(self._store, AGENT, entry)
-        return Node("file", entry.mode, bytearray(self._contents[entry.sha256]))
-
     def _rows_of(self, path: str) -> list[list[str]]:
-        """What a database was to have; one that was set aside in a conflict has other rows than its namesake."""
+        """What a database was to have, wherever a conflict has put it."""
         name = re.sub(r"~\d+$", "", path)
         return [rows for story in self.stories for at, rows in story.rows if name.endswith(at)]
 
@@ -126,8 +103,8 @@ class Judge:
             tree = self._trees[ack.newest]
             if story.find(tree, ack.call, ack.answer) is None:
                 yield (
-                    f"{story.own}: acknowledged at moment {ack.call} to {ack.answer}, but snapshot {ack.newest} "
-                    f"is of moment {story.find(tree, 0)}"
+                    f"{story.own}: acknowledged at moment {ack.call} to {ack.answer}, but snapshot "
+                    f"{ack.newest} is of moment {story.find(tree, 0)}"
                 )
             lost = ack.tokens - self._tokens[ack.newest]
             yield from self._unexcused(

@@ -60,7 +60,10 @@ class Player:
         began = time.monotonic()
         plan = self._place.plan
         (self._place.base / "config.toml").write_text(CONFIG)
-        for execution in (*(actor.execution for actor in plan.actors), *map("sweep{}".format, range(plan.hosts))):
+        for execution in (
+            *(actor.execution for actor in plan.actors),
+            *map("sweep{}".format, range(plan.hosts)),
+        ):
             self._place.mountpoint(execution).mkdir()
         try:
             wrong = self._act()
@@ -214,20 +217,27 @@ class Account:
         self._killed_at.update(verdict.killed_at)
         if verdict.wrong:
             self.failed.append(verdict.seed)
-            print(f"\nFAILED\n{make_plan(verdict.seed)}")
-            print(*(f"- {line}" for line in verdict.wrong[:20]), sep="\n")
-            print(f"kept: {base}\nagain: scripts/crash --seed {verdict.seed}\n", flush=True)
-        else:
-            print(f"seed {verdict.seed}: {verdict.seconds:.1f} s, {verdict.snapshots} snapshots", flush=True)
-            if not self._keep:
-                shutil.rmtree(base)
+            say("", "FAILED", str(make_plan(verdict.seed)))
+            say(*(f"- {line}" for line in verdict.wrong[:20]))
+            say(f"kept: {base}", f"again: scripts/crash --seed {verdict.seed}", "")
+            return
+        say(f"seed {verdict.seed}: {verdict.seconds:.1f} s, {verdict.snapshots} snapshots")
+        if not self._keep:
+            shutil.rmtree(base)
 
     def tell(self) -> None:
-        print(
-            f"{self.played} seeds, {len(self.failed)} failed {self.failed or ''}; {self._snapshots} snapshots, "
-            f"{self._seconds / max(1, self.played):.1f} s a seed"
+        say(
+            f"{self.played} seeds, {len(self.failed)} failed {self.failed or ''}; {self._snapshots} "
+            f"snapshots, {self._seconds / max(1, self.played):.1f} s a seed",
+            "killed at: " + ", ".join(f"{step} {self._killed_at[step]}" for step in STEPS),
         )
-        print("killed at:", ", ".join(f"{step} {self._killed_at[step]}" for step in STEPS))
+
+
+def say(*lines: str) -> None:
+    """Lines for people, at once. What is not UTF-8 is shown escaped."""
+    for line in lines:
+        sys.stdout.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
+    sys.stdout.flush()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -240,12 +250,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seeds = range(options.seed, options.seed + options.seeds)
     if options.plan:
-        print(*map(make_plan, seeds), sep="\n")
+        say(*map(str, map(make_plan, seeds)))
         return 0
     account = Account(keep=options.keep)
     try:
         Players(Path(tempfile.gettempdir()), options.jobs, account.hear).play(iter(seeds))
     except KeyboardInterrupt:
-        print("interrupted")
+        say("interrupted")
     account.tell()
     return 1 if account.failed or account.played < options.seeds else 0

@@ -78,7 +78,8 @@ class Plan:
         ]
         for actor in self.actors:
             lines.append(
-                f"  {actor.execution} on host {actor.host} after {actor.start_after_ms} ms ({actor.journal_mode}):"
+                f"  {actor.execution} on host {actor.host} after {actor.start_after_ms} ms, "
+                f"databases in mode {actor.journal_mode}:"
             )
             lines += [f"    {life}" for life in actor.lives]
         lines += [f"  sweep: {kill}" for kill in self.sweeps]

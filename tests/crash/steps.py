@@ -7,6 +7,7 @@ beside them) are outside of the model: they are judged by their rows.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import os
@@ -15,8 +16,9 @@ import re
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 TOKEN = re.compile(rb"<(e\d+\.\d+)>")
@@ -103,6 +105,10 @@ class Tree:
             else:
                 found[path] = (node.kind, node.mode, node.target, path)
         return found
+
+    def sizes(self) -> dict[str, int]:
+        """The length of every file."""
+        return {path: len(node.content) for path, node in self.names.items() if node.kind == "file"}
 
     def tokens(self) -> set[str]:
         """The tokens in all files that have a name, and all rows."""
@@ -219,7 +225,7 @@ class Hands:
     def let_go(self) -> None:
         """Close everything, whether or not anybody listens."""
         for fd in self._handles.values():
-            _quietly(lambda fd=fd: os.close(fd))  # type: ignore[misc]
+            _quietly(partial(os.close, fd))
         for connection in self._databases.values():
             _quietly(connection.close)
         self._handles, self._databases = {}, {}
@@ -303,6 +309,12 @@ def read_tree(root: Path) -> Tree:
     return tree
 
 
+def sizes_in(root: Path) -> dict[str, int]:
+    """The length of every file in a directory, without opening one."""
+    found = ((path, os.lstat(os.path.join(root, path))) for path in _paths(root))
+    return {path: st.st_size for path, st in found if stat.S_ISREG(st.st_mode)}
+
+
 def read_rows(files: Mapping[str, bytes]) -> list[str]:
     """The tokens in a database, in order; ``files``: its content, and of what lies beside it, by suffix.
 
@@ -347,7 +359,8 @@ def explains(found: Tree, before: Tree, after: Tree, top: str = "") -> str:
             contents = [bytes(tree.names[path].content) for tree in (found, before, after)]
             if is_mixture(*contents):
                 continue
-        return f"{path!r} is {_shown(there.get(path))}; was {_shown(old.get(path))}, then {_shown(new.get(path))}"
+        shown = [_shown(picture.get(path)) for picture in (there, old, new)]
+        return f"{path!r} is {shown[0]}; was {shown[1]}, then {shown[2]}"
     return ""
 
 
@@ -356,7 +369,8 @@ def is_mixture(found: bytes, old: bytes, new: bytes) -> bool:
     if not min(len(old), len(new)) <= len(found) <= max(len(old), len(new)):
         return False
     length = max(len(old), len(new))
-    return all(byte in both for byte, *both in zip(found, old.ljust(length, b"\0"), new.ljust(length, b"\0")))
+    versions = zip(old.ljust(length, b"\0"), new.ljust(length, b"\0"), strict=True)
+    return all(byte in both for byte, both in zip(found, versions, strict=False))
 
 
 def _shown(what: tuple[object, ...] | None) -> str:
@@ -378,8 +392,6 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def _quietly(close: object) -> None:
-    try:
-        close()  # type: ignore[operator]
-    except (OSError, sqlite3.Error):
-        pass
+def _quietly(close: Callable[[], None]) -> None:
+    with contextlib.suppress(OSError, sqlite3.Error):
+        close()

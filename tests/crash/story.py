@@ -51,7 +51,7 @@ class Ack:
 
 @dataclass(frozen=True)
 class Half:
-    """A write that takes several requests, so that a part of it can be seen: the file's names, its contents."""
+    """A write of several requests, so that a part of it can be seen: the file's names and contents."""
 
     names: frozenset[str]
     old: bytes
@@ -108,7 +108,7 @@ class Story:
                 self._apply()
             case Calls():
                 self._calls[record.number] = (len(self.moments) - 1, self._now.tokens())
-            case Acknowledged():
+            case Acknowledged() if self.sessions:
                 now = self._now.tokens()
                 call, tokens = self._calls.get(record.number, (len(self.moments) - 1, now))
                 self.acks.append(Ack(call, len(self.moments), record.newest, tokens & now))
