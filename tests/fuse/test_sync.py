@@ -335,6 +335,21 @@ def test_a_resumed_home_is_synced_though_nothing_changes_any_more(new_home: Make
     assert newest(home) == {"note": b"learned"}
 
 
+def test_all_that_a_mount_commits_on_its_own_is_one_stretch(new_home: Make) -> None:
+    home = new_home(top=NEVER).start()
+    for number in (1, 2):
+        (home.path / "shared" / str(number)).write_text("1")
+        assert sync(home).returncode == 0
+    (home.path / "shared" / "3").write_text("1")
+    home.umount()
+    found = snapshots(home)
+    assert [(each.reason, each.follows) for each in found] == [
+        ("checkpoint", 0),
+        ("checkpoint", 0),
+        ("unmount", 0),
+    ]
+
+
 def test_regions_of_the_execution_are_kept_as_configured(new_home: Make) -> None:
     home = new_home(
         top=QUICK + '[regions.workspace]\nsync = "at_end"\n[regions.downloads]\nsync = "continuous"\n'
