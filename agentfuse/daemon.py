@@ -265,6 +265,7 @@ class Mount:
 
     async def _hydrate(self) -> None:
         with self._hydrating:
+            await trio.to_thread.run_sync(self._keeper.synced.note_restored, abandon_on_cancel=True)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hydration.run)
                 await self._backfill.run()

@@ -98,7 +98,7 @@ class Index:
             self._with_database(lambda db: _write(db, base, changed, removed))
             passing("note.between")
             if base.exact:
-                write_durably(self._number_path, b"%d\n" % base.number)
+                self.begin(base.number)
             passing("note.written")
 
     def intend(
@@ -125,6 +125,11 @@ class Index:
         """This one of the intents has failed for good."""
         with self._lock:
             self._with_database(lambda db: db.table("intents").delete_where("commit_id = ?", [commit]))
+
+    def begin(self, number: int) -> None:
+        """Note, before there are any rows, which snapshot the tree is equal to."""
+        with self._lock:
+            write_durably(self._number_path, b"%d\n" % number)
 
     def reprint(self, prints: Iterable[tuple[bytes, str, int, int, bytes]]) -> None:
         """Note what files have become whose contents were brought: (path, sha256, ino, ctime_ns, xattrs).

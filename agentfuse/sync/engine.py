@@ -116,12 +116,21 @@ class Memory:
         )
         meter.tell()
         now = observe(self.root, entries)
-        if absent is not None:
+        self._notes.restored(now, number)
+        if absent is None:
+            self._notes.note_restored()
+        else:
             part = self._part()
             for path in marked:
                 absent.add(part, now.prints[path].ino, now.entries[path])
-        self._notes.restored(now, number)
         return RestoreReport(number, totals.files, totals.bytes, requests)
+
+    def note_restored(self) -> None:
+        """Tell the index what was restored, which a lazy restore leaves for later; safe from any thread.
+
+        Until then it only knows the snapshot's number. Raises ``EnvironmentProblem``.
+        """
+        self._notes.note_restored()
 
     def resume(self, absent: Absent) -> None:
         """Add the files that an earlier process has left without their contents to ``absent``.
@@ -145,6 +154,7 @@ class Memory:
 
     def _settled(self, files: Iterable[Settled]) -> None:
         """Files hold their contents for good: the next commit need not read them again."""
+        self.note_restored()
         xattrs = msgspec.msgpack.encode(())
         self._index.reprint((*file, xattrs) for file in files)
 

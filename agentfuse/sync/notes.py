@@ -8,6 +8,7 @@ removed here since would come back, and what was changed would be in conflict wi
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -55,9 +56,12 @@ class Notes:
     def __init__(self, index: Index, history: History) -> None:
         self._index = index
         self._history = history
+        self._lock = threading.Lock()
+        self._restored: tuple[Scan, int] | None = None
 
     def last_sync(self) -> Synced:
         """Raises ``StoreError`` when it must be read from the store and cannot be."""
+        _try(self.note_restored)
         base, rows = self._index.load()
         if self._index.intents() and self.learn_outcomes(self._history.newest(at_least=base.number)):
             base, rows = self._index.load()
@@ -89,8 +93,23 @@ class Notes:
         return False
 
     def restored(self, now: Scan, number: int) -> None:
-        """The region has just been made what a snapshot is. Raises ``EnvironmentProblem``."""
-        self._index.write(Base(number, exact=True), changed=_rows(now, now.entries.values()))
+        """The region has just been made what a snapshot is; the rows follow with :meth:`note_restored`.
+
+        Raises ``EnvironmentProblem``.
+        """
+        self._index.begin(number)
+        self._restored = now, number
+
+    def note_restored(self) -> None:
+        """Note the rows of what was restored, if that is to be done yet; safe from any thread.
+
+        Raises ``EnvironmentProblem``.
+        """
+        with self._lock:
+            if self._restored is not None:
+                now, number = self._restored
+                self._index.write(Base(number, exact=True), changed=_rows(now, now.entries.values()))
+                self._restored = None
 
     def of(
         self, synced: Synced, now: Scan, committed: Listing, base: Base, places: Mapping[str, Place]
@@ -127,7 +146,7 @@ def _try(write: Callable[[], None]) -> None:
     try:
         write()
     except EnvironmentProblem as error:
-        _log.warning("what was committed is safe, but the next commit has more to read: %s", error)
+        _log.warning("nothing is lost, but the next commit has more to read: %s", error)
 
 
 def _rows(now: Scan, committed: Iterable[Entry], others: Mapping[str, Place] | None = None) -> Iterator[Row]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 from agentfuse.config import count, format_size
+from agentfuse.errors import EnvironmentProblem
 from agentfuse.home.index import Index
 from agentfuse.home.tree import Home, HomeRecord
 from agentfuse.objectstore import ObjectStore
@@ -17,6 +19,8 @@ from agentfuse.snapshots.entries import printable
 from agentfuse.snapshots.layout import execution_region
 from agentfuse.sync.engine import Memory
 from agentfuse.sync.reports import CommitReport
+
+_log = logging.getLogger(__name__)
 
 
 class SyncedRegions:
@@ -59,6 +63,14 @@ class SyncedRegions:
     def agents(self) -> Iterator[tuple[Region, Memory]]:
         """Those that outlive the execution."""
         return (item for item in self.memories.items() if item[0].scope is Scope.AGENT)
+
+    def note_restored(self) -> None:
+        """What restoring has left for later, see ``Memory``; its failure costs reading, no more."""
+        for _, memory in self.agents():
+            try:
+                memory.note_restored()
+            except EnvironmentProblem as error:
+                _log.warning("the next commit has more to read: %s", error)
 
     def commit(self, reporter: Reporter, reason: str, root: Path) -> None:
         """Commit all of them, which nobody writes to; ``root`` is the home's. Raises as ``Memory.commit``."""

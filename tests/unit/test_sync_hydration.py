@@ -98,6 +98,7 @@ class Mounted:
         self.run.root = self.root
         self.absent = Absent()
         self.run.another_process().restore(SILENT, self.absent)
+        self.run.memory.note_restored()
         store.reset()
         self.serve()
 
