@@ -9,6 +9,7 @@ the next start finds it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import logging
 import os
@@ -66,6 +67,10 @@ HELD_ELSEWHERE_S = 2.0
 
 _SWITCH_S = 0.0005
 """A thread that hashes or packs gives way to the kernel's requests so soon; Python's default is 5 ms."""
+
+_M_MMAP_THRESHOLD = -3
+_MAPPED_BYTES = 1024 * 1024
+"""Buffers of this size go back to the system when they are freed."""
 
 _RETRY_S = (1.0, 2.0, 4.0, 8.0)
 """How long a flush waits after the first failure to reach the store, the second, and so on."""
@@ -439,6 +444,8 @@ def _resident_bytes() -> int:
 
 def _prepare_process() -> None:
     sys.setswitchinterval(_SWITCH_S)
+    with contextlib.suppress(OSError, AttributeError):  # glibc's; it would keep every thread's last packs
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
     os.umask(0)  # the kernel has applied the caller's umask already
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
