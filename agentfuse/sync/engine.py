@@ -6,6 +6,7 @@ snapshot last, so that until the very end the previous snapshot is the newest, a
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import logging
@@ -141,13 +142,21 @@ class Memory:
         if not marked:
             return
         places = self._places_of_bases(self._notes.last_sync())
-        if not all(entry.sha256 in places for _, entry in marked) and (newest := self._history.newest()):
-            # What was known of the base is lost: perhaps the contents are still in use.
-            found = self._history.read(newest).entries
-            places = {e.sha256: Place(e.object, e.offset) for e in found if e.object} | places
+        places |= self._search({entry.sha256 for _, entry in marked} - places.keys())
         part = self._part()
         for ino, entry in marked:
             absent.add(part, ino, placed(entry, places))
+
+    def _search(self, wanted: set[str]) -> dict[str, Place]:
+        """Where contents are that nothing on this host knows the place of: some snapshot may."""
+        found: dict[str, Place] = {}
+        for number in reversed(list(self._history.numbers()) if wanted else ()):
+            with contextlib.suppress(ObjectNotFoundError):  # collected just now
+                entries = self._history.read(number).entries
+                found = {e.sha256: Place(e.object, e.offset) for e in entries if e.object} | found
+            if wanted <= found.keys():
+                break
+        return found
 
     def _part(self) -> Part:
         return Part(self.root, self._store, self._agent, self._settled)
@@ -315,7 +324,14 @@ class Memory:
         """
 
         def stored(entry: Entry) -> Readable:
-            return StoredSource(self._store, self._agent, placed(entry, bases))
+            found = placed(entry, bases)
+            if not found.object:
+                found = placed(entry, self._search({entry.sha256}))
+            if not found.object:
+                raise ObjectNotFoundError(
+                    f"{printable(entry.path)!r} was never fetched, and no snapshot has its content any more"
+                )
+            return StoredSource(self._store, self._agent, found)
 
         files = list({e.sha256: e for e in wanted if e.size and e.sha256 not in places}.values())
         if files:

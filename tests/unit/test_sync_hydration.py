@@ -16,7 +16,9 @@ import pyfuse3
 import pytest
 import trio
 from memories import SILENT, Run, picture
+from mounts import base_directory, remove_base
 from stores import CountingStore, local_store
+from syscalls import in_child
 from trio.testing import wait_all_tasks_blocked
 
 from agentfuse.errors import StoreError
@@ -40,6 +42,7 @@ REGIONS = tuple(
     Region(name, scope, 1000 * MiB, 100_000)
     for name, scope in (("shared", Scope.AGENT), ("workspace", Scope.EXECUTION), (LOOSE, Scope.EXECUTION))
 )
+UID = 4242
 OLD_NS = 1_400_000_000_987_654_321
 NOTE = b"remember me\n" * 10
 LARGE = os.urandom(3 * MiB)
@@ -484,3 +487,91 @@ async def test_contents_are_found_though_the_index_is_lost(mounted: Mounted, los
     await mounted.fill_all()
     assert mounted.backfill.as_dict()["state"] == "complete"
     assert await mounted.read("large") == LARGE
+
+
+def test_a_commit_takes_absent_files_by_their_marks(mounted: Mounted) -> None:
+    (mounted.root / "large").rename(mounted.root / "moved")
+    (mounted.root / "note").chmod(0o600)
+    assert mounted.run.another_process().commit(SILENT, "end").number == 2
+    assert (mounted.store.gets, mounted.store.puts) == (0, 1)
+    later = Run(mounted.home.path, mounted.store, "e3")
+    later.restore()
+    assert (later.root / "moved").read_bytes() == LARGE
+    assert (later.root / "note").read_bytes() == NOTE
+    assert (later.root / "note").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_is_being_filled_is_committed_as_it_will_be(mounted: Mounted) -> None:
+    with (mounted.root / "large").open("r+b") as file:
+        mark = marks.read(file.fileno())
+        assert mark is not None
+        marks.write(file.fileno(), marks.Mark(mark.sha256, (OLD_NS, 0o644)))
+        file.write(b"half of it")
+    assert mounted.run.another_process().commit(SILENT, "end").number is None
+
+
+def test_an_absent_content_that_nobody_else_names_is_copied_from_its_old_place(
+    mounted: Mounted, tmp_path: Path
+) -> None:
+    other = Run(tmp_path / "other", mounted.store, "e4")
+    other.restore()
+    (other.root / "large").unlink()
+    (other.root / "note").unlink()
+    other.commit()
+    (mounted.root / "large").chmod(0o600)  # what one side changes and the other removes is kept
+    (mounted.root / "note").chmod(0o600)
+    report = mounted.run.another_process().commit(SILENT, "end")
+    assert report.number == 3
+    later = Run(mounted.home.path, mounted.store, "e5")
+    later.restore()
+    assert (later.root / "large").read_bytes() == LARGE
+    assert (later.root / "note").read_bytes() == NOTE
+
+
+def test_an_absent_text_is_merged_by_what_the_store_has(mounted: Mounted, tmp_path: Path) -> None:
+    other = Run(tmp_path / "other", mounted.store, "e4")
+    other.restore()
+    with (other.root / "note").open("ab") as file:
+        file.write(b"theirs\n")
+    (other.root / "note").chmod(0o640)
+    other.commit()
+    (mounted.root / "note").chmod(0o600)
+    mounted.run.index.close()
+    for name in ("index.db", "index.base"):
+        (mounted.run.home / name).unlink()  # so nobody knows what it was before
+    mounted.run.another_process().commit(SILENT, "end")
+    later = Run(mounted.home.path, mounted.store, "e5")
+    later.restore()
+    kept = [path.read_bytes() for path in later.root.rglob("note*") if path.is_file()]
+    assert NOTE + b"theirs\n" in kept
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_an_ordinary_user_fills_what_its_owner_may_not_touch() -> None:
+    base = base_directory()
+    os.chown(base, UID, UID)
+
+    def fill() -> tuple[object, ...]:
+        store = Lock(local_store(base))
+        first = Run(base / "first", store, "e1")
+        for name, mode in (("readonly", 0o444), ("nobody", 0), ("setid", 0o4755), ("locked/inside", 0o200)):
+            first.write(name, NOTE).chmod(mode)
+            os.utime(first.root / name, ns=(OLD_NS, OLD_NS))
+        first.write("large setid", LARGE).chmod(0o6711)
+        os.utime(first.root / "large setid", ns=(OLD_NS, OLD_NS))
+        (first.root / "locked").chmod(0)
+        first.commit()
+        mounted = Mounted(base, store)
+        absent = mounted.absent.files
+        unchanged = mounted.run.another_process().commit(SILENT, "end").number
+        trio.run(mounted.fill_all)
+        return (
+            absent,
+            unchanged,
+            mounted.backfill.as_dict()["state"],
+            picture(mounted.root) == picture(first.root),
+            mounted.run.another_process().commit(SILENT, "end").number,
+        )
+
+    assert in_child(fill, uid=UID) == (5, None, "complete", True, None)
+    remove_base(base)
