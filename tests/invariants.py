@@ -115,7 +115,7 @@ def wrong_history(store: ObjectStore, agent: str, region: str = "shared") -> lis
     if not numbers:
         return []
     lines = [] if numbers == list(range(1, len(numbers) + 1)) else [f"numbers with gaps: {numbers}"]
-    report = Checker(store, agent, region, Silent()).run(all_snapshots=True)
+    report = Checker(store, agent, Silent()).run(all_snapshots=True)
     lines += [f"snapshot {loss.snapshot}: {loss.path!r}: {loss.problem}" for loss in report.lost]
     before = None
     for number in numbers:
