@@ -133,8 +133,8 @@ class Performance:
         self._newest = 0
 
     def play(self) -> None:
-        time.sleep(self._actor.start_after_ms / 1000)
         for number, life in enumerate(self._actor.lives):
+            time.sleep(life.after_ms / 1000)
             self._live(number, life)
 
     def _live(self, number: int, life: Life) -> None:
@@ -272,6 +272,10 @@ def patiently(work: Callable[[], _T]) -> _T:
             return work()
         except OSError as error:
             if error.errno != errno.EIO:
+                raise
+        except sqlite3.OperationalError as error:
+            # SQLite tries to open for reading what it cannot open for writing.
+            if "unable to open" not in str(error) and "readonly" not in str(error):
                 raise
         time.sleep(EIO_PAUSE_S)
     return work()

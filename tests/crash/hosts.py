@@ -27,13 +27,15 @@ from typing import Any, NoReturn
 from crash.plan import Fault, Kill, Plan
 
 from agentfuse import daemon, killpoints
-from agentfuse.config import load_config
+from agentfuse.cli.output import LogReporter
+from agentfuse.config import Config, load_config
 from agentfuse.control.client import ControlClient
 from agentfuse.control.registry import Registry
 from agentfuse.errors import AgentfuseError, StoreError
 from agentfuse.objectstore import ObjectStat, Source, local
 from agentfuse.progress import Progress
 from agentfuse.sync import backfill, background
+from agentfuse.sync.recovery import recover
 
 AGENT = "tester"
 CONFIG = """
@@ -107,8 +109,8 @@ class Daemon:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(reader)
-            met = _Faults(faults, seed)
-            _be_daemon(self._place, self._host, self._execution, pipe=writer, kill=kill, faults=met)
+            where = self._place, self._host, self._execution
+            _in_daemon(*where, lambda: _serve(*where, writer), kill=kill, faults=_Faults(faults, seed))
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
             for line in pipe:
@@ -174,9 +176,10 @@ def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
-def _be_daemon(
-    place: Place, host: int, execution: str, *, pipe: int, kill: Kill | None, faults: _Faults
+def _in_daemon(
+    place: Place, host: int, execution: str, work: Callable[[], int], *, kill: Kill | None, faults: _Faults
 ) -> NoReturn:
+    """Be the process that does ``work`` as a daemon of a host, until its end."""
     code = 70
     try:
         die_with_parent()
@@ -184,7 +187,7 @@ def _be_daemon(
         _prepare(place.runtime(host), faults)
         if kill and kill.step:
             killpoints.arm(kill.step, kill.passing)
-        code = _serve(place, host, execution, pipe)
+        code = work()
     except BaseException:
         logging.getLogger("crash").exception("unexpected error")
     finally:
@@ -203,24 +206,41 @@ def _prepare(runtime: Path, faults: _Faults) -> None:
     backfill._FIRST_RETRY_S, *_, backfill._LAST_RETRY_S = RETRY_S
 
 
+def recover_in_child(place: Place, host: int, kill: Kill | None) -> int:
+    """Fork a process that finishes what is unfinished on a host, as ``agentfuse recover``; its process id."""
+    pid = os.fork()
+    if pid == 0:
+        where = place, host, f"sweep{host}"
+        _in_daemon(*where, lambda: _recover(place, host), kill=kill, faults=_Faults((), 0))
+    return pid
+
+
+def _recover(place: Place, host: int) -> int:
+    outcomes = recover(_config(place, host), LogReporter())
+    return max([0, *(each.error.exit_code for each in outcomes if each.error is not None)])
+
+
 def _serve(place: Place, host: int, execution: str, pipe: int) -> int:
+    told = _Telling(pipe)
+    spec = daemon.MountSpec(place.mountpoint(execution), AGENT, execution, ephemeral=False)
+    try:
+        daemon.serve(_config(place, host), spec, told, on_ready=told.ready)
+    except AgentfuseError as error:
+        logging.getLogger("crash").warning("exit code %d: %s", error.exit_code, error)
+        return error.exit_code
+    return 0
+
+
+def _config(place: Place, host: int) -> Config:
     plan = place.plan
     overrides = {"store": place.store.as_uri(), "state": str(place.state(host))}
-    config = replace(
+    return replace(
         load_config(place.base / "config.toml", environ={}, overrides=overrides),
         keep_ended_s=plan.keep_ended_s,
         sync_delay_s=plan.sync_delay_s,
         checkpoint_interval_s=plan.checkpoint_interval_s,
         flush_timeout_s=2,
     )
-    told = _Telling(pipe)
-    spec = daemon.MountSpec(place.mountpoint(execution), AGENT, execution, ephemeral=False)
-    try:
-        daemon.serve(config, spec, told, on_ready=told.ready)
-    except AgentfuseError as error:
-        logging.getLogger("crash").warning("exit code %d: %s", error.exit_code, error)
-        return error.exit_code
-    return 0
 
 
 def _to_log(path: Path) -> None:

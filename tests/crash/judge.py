@@ -95,11 +95,14 @@ class Judge:
                 yield f"snapshot {number}: {story.own} never was like that after moment {at}{was}"
                 return
             at = found
-        if story.find(self._trees[self._newest], len(story.moments) - 2) is None:
+        if story.find(self._trees[self._newest], story.certain) is None:
             yield f"{story.own} is not in the newest snapshot as it was left (but as at moment {at})"
 
     def _acknowledged(self, story: Story) -> Iterator[str]:
         for ack in story.acks:
+            if ack.newest not in self._trees:
+                yield f"snapshot {ack.newest}, which was there at an answer to {story.execution}, is gone"
+                continue
             tree = self._trees[ack.newest]
             if story.find(tree, ack.call, ack.answer) is None:
                 yield (

@@ -26,9 +26,9 @@ from pathlib import Path
 
 import mounts
 from crash.actor import Performance
-from crash.hosts import CONFIG, Daemon, Place, call_in_child, die_with_parent
+from crash.hosts import CONFIG, Daemon, Place, call_in_child, die_with_parent, recover_in_child
 from crash.judge import Judge
-from crash.plan import make_plan
+from crash.plan import Sweep, make_plan
 
 from agentfuse.home.tree import list_homes
 from agentfuse.killpoints import STEPS
@@ -54,6 +54,7 @@ class Player:
 
     def __init__(self, base: Path, seed: int) -> None:
         self._place = Place(base, make_plan(seed))
+        self._killed_at: list[str] = []
         self._until = time.monotonic() + SEED_DEADLINE_S
 
     def play(self) -> Verdict:
@@ -75,8 +76,8 @@ class Player:
         finally:
             clean(self._place.base)
         wrong += self._complaints()
-        killed_at = [step for story in judge.stories for step in story.killed_at]
-        return Verdict(plan.seed, wrong, time.monotonic() - began, killed_at, judge.snapshots)
+        self._killed_at += [step for story in judge.stories for step in story.killed_at]
+        return Verdict(plan.seed, wrong, time.monotonic() - began, self._killed_at, judge.snapshots)
 
     def _act(self) -> list[str]:
         """Let all actors play at once; what went wrong with them themselves."""
@@ -91,16 +92,22 @@ class Player:
         ]
 
     def _sweep(self) -> None:
-        """Let a mount on each host finish what is unfinished, some dying at it first."""
+        """Have what is unfinished on each host finished, some dying at it first."""
         for host in range(self._place.plan.hosts):
-            for kill in (*self._place.plan.sweeps, None):
-                daemon = Daemon(self._place, host, f"sweep{host}")
-                if daemon.start(kill):
-                    daemon.umount()
-                assert kill or daemon.code == 0, f"the sweep of host {host} failed with {daemon.code}"
+            for sweep in (*self._place.plan.sweeps, Sweep("mount", None)):
+                code = self._finish(host, sweep)
+                if code != 0:
+                    assert sweep.kill and code == -signal.SIGKILL, f"{sweep} of host {host} ended with {code}"
+                    self._killed_at.append(sweep.kill.step)
             for home in list_homes(self._place.state(host)):
                 record = home.record()
                 assert record is None or record.status != "live", f"{home.execution} is unfinished after all"
+
+    def _finish(self, host: int, sweep: Sweep) -> int:
+        if sweep.by == "recover":
+            return self._wait(recover_in_child(self._place, host, sweep.kill))
+        daemon = Daemon(self._place, host, f"sweep{host}")
+        return daemon.umount() if daemon.start(sweep.kill) else daemon.wait()
 
     def _wait(self, pid: int) -> int:
         pidfd = os.pidfd_open(pid)

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from agentfuse.killpoints import STEPS
+
+# Steps are drawn by what they belong to, so that those passed seldom have their turn, too.
+_WHILE_MOUNTED = (
+    "create write truncate unlink rename close",
+    "capture",
+    "upload send checkpoint intent commit",
+    "note record end",
+    "restore fill settle",
+    "finish remove",
+)
+_WHILE_FINISHING = ("finish remove", "upload intent commit note record")
 
 FaultKind = Literal["refused", "dropped", "answer-lost", "slow", "outage"]
 
@@ -35,10 +46,12 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """One daemon, and what its agent does meanwhile. ``syncs``: before which actions to ask for a sync;
-    ``background``: whether the agent goes on meanwhile.
+    """One daemon, and what its agent does meanwhile. ``after_ms``: how long after the one before.
+
+    ``syncs``: before which actions to ask for a sync; ``background``: whether the agent goes on meanwhile.
     """
 
+    after_ms: int
     actions: int
     seed: int
     pause_ms: int
@@ -55,9 +68,16 @@ class Actor:
 
     execution: str
     host: int
-    start_after_ms: int
     journal_mode: Literal["wal", "delete"]
     lives: tuple[Life, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Finishing what is unfinished on a host, by a mount or by ``agentfuse recover``, which may be killed."""
+
+    by: Literal["mount", "recover"]
+    kill: Kill | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +88,8 @@ class Plan:
     checkpoint_interval_s: float
     keep_ended_s: float
     actors: tuple[Actor, ...]
-    sweeps: tuple[Kill | None, ...] = field(default=())
-    """After all lives, on each host a mount finishes what is unfinished; these ones die at it first."""
+    sweeps: tuple[Sweep, ...]
+    """After all lives, on each host, until nothing is unfinished."""
 
     def __str__(self) -> str:
         lines = [
@@ -77,12 +97,9 @@ class Plan:
             f"{self.checkpoint_interval_s} s, ended homes kept for {self.keep_ended_s} s"
         ]
         for actor in self.actors:
-            lines.append(
-                f"  {actor.execution} on host {actor.host} after {actor.start_after_ms} ms, "
-                f"databases in mode {actor.journal_mode}:"
-            )
+            lines.append(f"  {actor.execution} on host {actor.host}, databases in mode {actor.journal_mode}:")
             lines += [f"    {life}" for life in actor.lives]
-        lines += [f"  sweep: {kill}" for kill in self.sweeps]
+        lines += [f"  {sweep}" for sweep in self.sweeps]
         return "\n".join(lines)
 
 
@@ -97,7 +114,7 @@ def make_plan(seed: int) -> Plan:
         checkpoint_interval_s=rng.choice((0.02, 0.1, 0.5)),
         keep_ended_s=rng.choice((0.0, 3600.0)),
         actors=actors,
-        sweeps=tuple(Kill(rng.choice(STEPS), rng.choice((1, 1, 2, 5))) for _ in range(rng.choice((0, 0, 1)))),
+        sweeps=tuple(_sweep(rng) for _ in range(rng.choice((0, 1, 2)))),
     )
 
 
@@ -105,7 +122,6 @@ def _actor(rng: random.Random, number: int, hosts: int) -> Actor:
     return Actor(
         execution=f"e{number}",
         host=rng.randrange(hosts),
-        start_after_ms=rng.choice((0, 0, 30, 200, 600)),
         journal_mode=rng.choice(("wal", "wal", "delete")),
         lives=tuple(_life(rng) for _ in range(rng.choice((1, 2, 2, 3)))),
     )
@@ -113,22 +129,37 @@ def _actor(rng: random.Random, number: int, hosts: int) -> Actor:
 
 def _life(rng: random.Random) -> Life:
     actions = rng.choice((0, 5, 15, 30, 60))
+    kill = _kill(rng, actions) if rng.random() < 0.7 else None
+    faults = [_fault(rng) for _ in range(rng.choice((0, 0, 1, 1, 2)))]
+    if kill and kill.step == "commit.answer-lost":
+        faults.append(Fault("answer-lost", percent=60))
     return Life(
+        after_ms=rng.choice((0, 0, 30, 200, 600)),
         actions=actions,
         seed=rng.randrange(2**32),
         pause_ms=rng.choice((0, 1, 5, 10)),
-        kill=_kill(rng, actions) if rng.random() < 0.7 else None,
-        faults=tuple(_fault(rng) for _ in range(rng.choice((0, 0, 1, 1, 2)))),
+        kill=kill,
+        faults=tuple(faults),
         syncs=tuple(sorted(rng.randrange(actions + 1) for _ in range(rng.choice((0, 1, 2))))),
         background=rng.random() < 0.5,
         end=rng.choice(("umount", "umount", "sigterm")),
     )
 
 
+def _sweep(rng: random.Random) -> Sweep:
+    kill = _at_step(rng, _WHILE_FINISHING, (1, 1, 2))
+    return Sweep(rng.choice(("mount", "recover")), kill if rng.random() < 0.8 else None)
+
+
+def _at_step(rng: random.Random, groups: tuple[str, ...], passings: tuple[int, ...]) -> Kill:
+    group = rng.choice(groups).split()
+    return Kill(rng.choice([step for step in STEPS if step.partition(".")[0] in group]), rng.choice(passings))
+
+
 def _kill(rng: random.Random, actions: int) -> Kill:
     how = rng.random()
     if how < 0.7:
-        return Kill(rng.choice(STEPS), rng.choice((1, 1, 1, 2, 3, 7, 20)))
+        return _at_step(rng, _WHILE_MOUNTED, (1, 1, 2, 3, 7))
     if how < 0.85:
         return Kill(action=rng.randrange(actions + 1))
     return Kill(after_ms=rng.randrange(5, 400))

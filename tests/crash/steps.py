@@ -275,14 +275,19 @@ class Hands:
 
     def _insert(self, step: Step, path: str) -> None:
         connection = self._databases.get(step.path)
-        if connection is None:
-            connection = self._databases[step.path] = sqlite3.connect(path, isolation_level=None)
-            connection.execute(f"PRAGMA journal_mode = {self._journal_mode}").fetchall()
-            connection.execute("CREATE TABLE IF NOT EXISTS kept (n INTEGER PRIMARY KEY, token, filling)")
-        connection.execute(
-            "INSERT INTO kept SELECT coalesce(max(n), 0) + 1, ?, zeroblob(?) FROM kept",
-            (step.token, step.size),
-        )
+        try:
+            if connection is None:
+                connection = self._databases[step.path] = sqlite3.connect(path, isolation_level=None)
+                connection.execute(f"PRAGMA journal_mode = {self._journal_mode}").fetchall()
+                connection.execute("CREATE TABLE IF NOT EXISTS kept (n INTEGER PRIMARY KEY, token, filling)")
+            connection.execute(
+                "INSERT INTO kept SELECT coalesce(max(n), 0) + 1, ?, zeroblob(?) FROM kept",
+                (step.token, step.size),
+            )
+        except sqlite3.Error:
+            if connection is not None:
+                _quietly(self._databases.pop(step.path).close)
+            raise
 
     def _part(self, step: Step, path: str) -> None:
         self._databases.pop(step.path).close()

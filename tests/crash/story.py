@@ -60,7 +60,8 @@ class Half:
 
 class Story:
     """``moments`` holds what the execution's own directory was after each step; after a step that was
-    broken off, what it would have been. ``rows``: what a database at a path was to have in the end.
+    broken off, what it would have been. ``certain`` is the last that surely was. ``rows``: what a database
+    at a path was to have in the end.
     """
 
     def __init__(self, place: Place, actor: Actor) -> None:
@@ -68,6 +69,7 @@ class Story:
         self.own = mine(actor.execution)
         self.sessions: list[Session] = []
         self.moments: list[Picture] = [{}]
+        self.certain = 0
         self.acks: list[Ack] = []
         self.rows: list[tuple[str, list[str]]] = []
         self.wrong: list[str] = []
@@ -125,7 +127,7 @@ class Story:
         self._stop()
         now = copy.deepcopy(began.tree)
         if began.is_fresh or not self.sessions:
-            if self.find(began.tree, len(self.moments) - 2) is None:
+            if self.find(began.tree, self.certain) is None:
                 self.wrong.append(f"{self.execution}: {self.own} was not restored as it was left")
             self.sessions.append(Session(began.newest, began.tree, (now, now)))
         else:
@@ -136,6 +138,7 @@ class Story:
         """A life is over. A step that was begun may have happened."""
         if not self.sessions:
             return
+        self.certain = len(self.moments) - 1
         if self._step is not None:
             before = copy.deepcopy(self._now)
             self._apply()

@@ -3,7 +3,8 @@
 Workers write, close, and only then record outside of the mount what they closed. After every kill the
 home is mounted again, as the same execution or as a new one of the same agent, and everything on record
 must be there, the books must equal the tree, and at last another host that has only the object store
-must see the memory. AGENTFUSE_KILL_ROUNDS makes it look longer.
+must see the memory. AGENTFUSE_KILL_ROUNDS makes it look longer. The matrix kills at named steps; this one
+has the real command line, several writers at once, and a region that is never synced.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 import logging
 import os
 import random
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from mounts import Home, base_directory, remove_base
 
 pytestmark = pytest.mark.mount
 
-ROUNDS = int(os.environ.get("AGENTFUSE_KILL_ROUNDS", "100"))
+ROUNDS = int(os.environ.get("AGENTFUSE_KILL_ROUNDS", "30"))
 WORKERS = 3
 NAMES = 12
 
@@ -155,45 +155,3 @@ def test_nothing_closed_is_lost_over_many_kills(new_home: Callable[..., Home], s
     finally:
         elsewhere.discard()
         remove_base(elsewhere.base)
-
-
-def test_killed_while_flushing_the_next_start_finishes_the_flush(new_home: Callable[..., Home]) -> None:
-    home = new_home().start()
-    for number in range(300):
-        (home.path / "shared" / f"{number}").write_bytes(os.urandom(20_000))
-    expected = digest(home.path / "shared")
-    assert home.process
-    home.process.send_signal(signal.SIGTERM)
-    objects = home.store / "agents" / home.agent / "objects"
-    while home.process.poll() is None and not (objects.is_dir() and any(objects.iterdir())):
-        pass
-    home.process.kill()
-    home.ended()
-    home.start(fresh=True)
-    assert digest(home.path / "shared") == expected
-    home.umount()
-
-
-def test_killed_while_restoring_nothing_is_taken_for_deleted(new_home: Callable[..., Home]) -> None:
-    home = new_home().start()
-    for number in range(1000):
-        (home.path / "shared" / f"{number}").write_bytes(os.urandom(3000))
-    expected = digest(home.path / "shared")
-    home.umount()
-    for attempt in range(4):
-        execution = f"restoring-{attempt}"
-        home.execution = execution
-        tree = home.state / "homes" / execution / "tree" / "shared"
-        process = subprocess.Popen(
-            home.mount_command(), env=home.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None and not (tree.is_dir() and any(tree.iterdir())):
-            pass
-        process.kill()
-        process.wait()
-    home.start(fresh=True)
-    assert digest(home.path / "shared") == expected
-    home.umount()
-    home.start(fresh=True)
-    assert digest(home.path / "shared") == expected
-    home.umount()
