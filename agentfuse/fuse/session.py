@@ -75,7 +75,11 @@ class Session:
 
     async def run(self) -> None:
         """Answer the kernel until the home is unmounted or ``stop`` is called."""
-        await pyfuse3.main(min_tasks=1, max_tasks=256)
+        try:
+            await pyfuse3.main(min_tasks=1, max_tasks=256)
+        except* ConnectionAbortedError:
+            # How the kernel ends a connection that was aborted, or unmounted while a request was being read.
+            log.warning("the kernel has ended the connection")
 
     def still(self) -> contextlib.AbstractContextManager[None]:
         """While it is held nothing in the home changes: who wants to change something waits."""

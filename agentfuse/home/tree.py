@@ -9,6 +9,7 @@ import fcntl
 import os
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -138,7 +139,8 @@ def now() -> float:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a small file of ours: temporary beside it, fsync, rename, fsync of the directory."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Two processes may write the same: each its own.
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:

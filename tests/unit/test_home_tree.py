@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from agentfuse.errors import BusyError, EnvironmentProblem, IntegrityError
-from agentfuse.home.tree import Home, HomeRecord, Weight, list_homes, weigh
+from agentfuse.home.tree import Home, HomeRecord, Weight, list_homes, weigh, write_durably
 from agentfuse.regions import DEFAULT_REGIONS
 
 
@@ -116,3 +118,18 @@ def test_the_lock_of_a_home_that_was_removed_locks_nobody_out(tmp_path: Path) ->
         home.path.mkdir()
         with home.locked(), pytest.raises(BusyError), home.locked():
             pytest.fail("two at once")
+
+
+def test_writers_of_one_file_do_not_get_in_each_others_way(tmp_path: Path) -> None:
+    writers = 4
+    begin = threading.Barrier(writers)
+
+    def write() -> None:
+        begin.wait()
+        for _ in range(50):
+            write_durably(tmp_path / "file", b"whole")
+
+    with ThreadPoolExecutor(writers) as executor:
+        for done in [executor.submit(write) for _ in range(writers)]:
+            done.result()
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
