@@ -43,7 +43,9 @@ def test_a_damaged_record_is_an_error_that_says_what_to_do(home: Home, text: byt
 
 def test_a_record_that_cannot_be_written_leaves_the_old_one(home: Home) -> None:
     home.write_record(RECORD)
-    (home.path / ".home.json.tmp").mkdir()  # whoever runs the tests, root too, cannot write to that
+    (
+        home.path / f".home.json.{threading.get_native_id()}.tmp"
+    ).mkdir()  # whoever runs the tests, root too, cannot write to that
     with pytest.raises(EnvironmentProblem, match="--state"):
         home.write_record(RECORD)
     assert home.record() == RECORD
