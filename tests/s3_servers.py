@@ -1,12 +1,14 @@
-"""S3 servers as processes: radosgw, ministack, and juicefs' gateway, which ignores conditions.
+"""S3 servers as processes: radosgw, ministack, and juicefs' gateway, which ignores conditions; and
+a proxy that makes their requests fail.
 
-Each is ready when its context is entered, and gone when it is left, or when this process dies: the
-radosgw because its standard input ends, the others by the kernel's parent-death signal.
+Each is ready when its context is entered, and gone when it is left, or when this process dies: what is
+started by a script because its standard input ends, the others by the kernel's parent-death signal.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import http.client
 import itertools
@@ -34,7 +36,7 @@ ENVIRON = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 READY_S = 90
-SCRIPT = Path(__file__).parent.parent / "scripts" / "start-radosgw"
+SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,60 @@ class Server:
 
     def outage(self) -> None:
         """Kill a radosgw, the cluster behind it keeping what it holds."""
-        subprocess.run([SCRIPT, "outage", self.directory], check=True)
+        subprocess.run([SCRIPTS / "start-radosgw", "outage", self.directory], check=True)
 
     def back(self) -> None:
         """Start the radosgw of an outage again."""
         port = self.endpoint.rpartition(":")[2]
-        subprocess.run([SCRIPT, "start", self.directory, port], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [SCRIPTS / "start-radosgw", "start", self.directory, port], check=True, stdout=subprocess.DEVNULL
+        )
+
+
+@dataclass(frozen=True)
+class Proxy(Server):
+    """A proxy in front of a server, see scripts/start-haproxy. Nothing fails until told."""
+
+    def set(self, **faults: int) -> None:
+        """Switch faults on and off; those that are not named stay as they are."""
+        for name, value in faults.items():
+            self._command(f"set map {self.directory}/faults.map {name} {value}")
+
+    @contextlib.contextmanager
+    def failing(self, **faults: int) -> Iterator[None]:
+        """With these faults, and none of them afterwards."""
+        self.set(**faults)
+        try:
+            yield
+        finally:
+            self.set(**dict.fromkeys(faults, 0))
+
+    def counts(self) -> dict[str, int]:
+        """How many requests of each kind have reached the server: lists, reads, writes."""
+        header, *lines = csv.reader(self._command("show stat").lstrip("# ").splitlines())
+        rows = [dict(zip(header, line, strict=False)) for line in lines]
+        return {row["pxname"]: int(row["stot"]) for row in rows if row.get("svname") == "BACKEND"}
+
+    def _command(self, line: str) -> str:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self.directory / "haproxy.sock"))
+            connection.sendall(line.encode() + b"\n")
+            with connection.makefile() as answer:
+                return answer.read()
+
+
+@contextlib.contextmanager
+def proxy(directory: Path, server: Server) -> Iterator[Proxy]:
+    port, behind = free_port(), server.endpoint.rpartition(":")[2]
+    command = [str(SCRIPTS / "start-haproxy"), str(directory / "haproxy"), str(port), behind]
+    with _process(command, directory, port, stdin=subprocess.PIPE) as started:
+        yield Proxy(started.endpoint, directory / "haproxy")
 
 
 @contextlib.contextmanager
 def radosgw(directory: Path) -> Iterator[Server]:
     port = free_port()
-    command = [str(SCRIPT), "serve", str(directory / "ceph"), str(port)]
+    command = [str(SCRIPTS / "start-radosgw"), "serve", str(directory / "ceph"), str(port)]
     with _process(command, directory, port, stdin=subprocess.PIPE) as server:
         yield Server(server.endpoint, directory / "ceph")
 

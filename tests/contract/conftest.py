@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import s3_servers
-from s3_servers import STORES, Server
+from s3_servers import STORES, Proxy, Server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +23,13 @@ def radosgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with s3_servers.radosgw(tmp_path_factory.mktemp("radosgw")) as server:
         server.make_bucket("contract")
         yield server
+
+
+@pytest.fixture(scope="session")
+def proxied(radosgw: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """The radosgw behind a proxy that makes requests fail."""
+    with s3_servers.proxy(tmp_path_factory.mktemp("haproxy"), radosgw) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")
