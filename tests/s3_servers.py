@@ -95,9 +95,17 @@ class Proxy(Server):
 
     def counts(self) -> dict[str, int]:
         """How many requests of each kind have reached the server: lists, reads, writes."""
+        return {row["pxname"]: int(row["stot"]) for row in self._statistics("BACKEND")}
+
+    def failed(self) -> int:
+        """How many requests were not answered, or with a failure of the server."""
+        (row,) = self._statistics("FRONTEND")
+        return int(row["req_tot"]) - sum(int(row[f"hrsp_{kind}xx"]) for kind in (1, 2, 3, 4))
+
+    def _statistics(self, kind: str) -> list[dict[str, str]]:
         header, *lines = csv.reader(self._command("show stat").lstrip("# ").splitlines())
         rows = [dict(zip(header, line, strict=False)) for line in lines]
-        return {row["pxname"]: int(row["stot"]) for row in rows if row.get("svname") == "BACKEND"}
+        return [row for row in rows if row.get("svname") == kind]
 
     def _command(self, line: str) -> str:
         with socket.socket(socket.AF_UNIX) as connection:
