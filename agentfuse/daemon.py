@@ -188,7 +188,7 @@ class Mount:
             raise BusyError(f"{self._spec.mountpoint} is {self._state}", hint="agentfuse umount waits for it")
         deadline = trio.current_time() + timeout_s
         # What programs wrote through mappings is the kernel's until it is written back.
-        await trio.to_thread.run_sync(mountpoints.write_back, self._spec.mountpoint)
+        await trio.to_thread.run_sync(mountpoints.write_back, self._spec.mountpoint, self._session.written())
         regions: dict[str, object] = {}
         for sync in self._syncs:
             report = await sync.barrier(deadline=deadline)
@@ -345,10 +345,11 @@ class Mount:
 
     async def _detach(self, *, lazy: bool) -> None:
         path = self._spec.mountpoint
+        written = self._session.written()
 
         def detach() -> None:
             if lazy:
-                mountpoints.write_back(path)
+                mountpoints.write_back(path, written)
             mountpoints.detach(path, lazy=lazy)
 
         if self._is_on_path():

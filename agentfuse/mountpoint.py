@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from agentfuse.control.liveness import liveness
@@ -24,6 +24,7 @@ _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _FUSERMOUNT_DEADLINE_S = 60.0
 
+_TO_SYNC = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -121,13 +122,19 @@ def detach(mountpoint: Path, *, lazy: bool) -> None:
         raise _unmount_error(mountpoint, ctypes.get_errno())
 
 
-def write_back(mountpoint: Path) -> None:
-    """Have the kernel send what was changed through mmap; blocks, so never on the daemon's loop."""
-    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _libc.syncfs(fd)
-    finally:
-        os.close(fd)
+def write_back(mountpoint: Path, written: Iterable[bytes]) -> None:
+    """Have the kernel send what was changed through mmap; blocks, so never on the daemon's loop.
+
+    ``written``: paths below the mountpoint of all files that are open for writing, mapped ones included.
+    """
+    # syncfs would send it, but of FUSE it does not wait until it has arrived; fsync of each file does.
+    for path in written:
+        with contextlib.suppress(OSError):  # it is gone, or another file by now
+            fd = os.open(os.path.join(os.fsencode(mountpoint), path), _TO_SYNC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
 
 def _detach_stale(mountpoint: Path) -> bool:

@@ -175,6 +175,11 @@ class Content:
         except KeyError:
             raise OSError(errno.EBADF, "unknown handle") from None
 
+    def written(self) -> list[bytes]:
+        """Paths of the files that are open for writing, as far as they have a name; a mapping counts."""
+        files = {handle.file for handle in self._handles.values() if handle.file.allows(os.O_WRONLY)}
+        return [path for file in files if (path := file.inode.path()) is not None]
+
     def open_count(self) -> int:
         """How many handles are open."""
         return len(self._handles)

@@ -66,6 +66,15 @@ class Inode:
         self.last_stat: os.stat_result | None = None
         self.answer: EntryAttributes | None = None
 
+    def path(self) -> bytes | None:
+        """One path of this inode, from the home's root; None when it has no name that we know."""
+        names: list[bytes] = []
+        node = self
+        while node.parent is not None:
+            names.append(node.name)
+            node = node.parent
+        return b"/".join(reversed(names)) if node.nodeid == ROOT_NODEID else None
+
 
 class InodeTable:
     """All known inodes of one home. Not thread-safe: the trio thread's alone.

@@ -81,6 +81,10 @@ class Session:
             # How the kernel ends a connection that was aborted, or unmounted while a request was being read.
             log.warning("the kernel has ended the connection")
 
+    def written(self) -> list[bytes]:
+        """Paths below the mountpoint of the files that are open for writing."""
+        return self._filesystem.content.written()
+
     def still(self) -> contextlib.AbstractContextManager[None]:
         """While it is held nothing in the home changes: who wants to change something waits."""
         return self._operations.gate.closed()

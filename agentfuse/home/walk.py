@@ -24,6 +24,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNLOCKED = 0o700
+_READABLE = 0o500
 
 
 @dataclass(slots=True)
@@ -40,14 +41,16 @@ class Cursor:
     Use it as a context manager. Its descriptors stay its own and are good until the next :meth:`enter`.
     """
 
-    def __init__(self, root: int | Path, *, unlocks: bool = True) -> None:
+    def __init__(self, root: int | Path, *, unlocks: bool = True, only_looks: bool = False) -> None:
         """``root``: a directory's path, or a descriptor of it, which stays the caller's.
 
-        ``unlocks``: whether it may change modes for a moment to get into what its owner locked.
+        ``unlocks``: whether it may change modes for a moment to get into what its owner locked;
+        ``only_looks``: nothing is made or removed, so what may be read and searched is left as it is.
         """
         self._unlocks = unlocks
+        self._needs = (_READABLE if only_looks else _UNLOCKED) if unlocks else 0
         name, fd = (b".", root) if isinstance(root, int) else (os.fsencode(root), None)
-        self._levels = [_open_level(name, fd, unlocks)]
+        self._levels = [_open_level(name, fd, self._needs)]
         self._path = b""
         self._closed = 0  # levels 1 to this have no descriptor
 
@@ -57,11 +60,17 @@ class Cursor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        problem: Exception | None = None
         while self._levels:
-            if self._unlocks:
-                self._leave()  # gives each its mode back
-            elif (level := self._levels.pop()).fd >= 0:
-                os.close(level.fd)
+            try:
+                if self._levels[-1].fd >= 0:
+                    self._leave()  # gives each its mode back
+                else:
+                    self._levels.pop()
+            except (OSError, BusyError) as failed:
+                problem = problem or failed
+        if problem is not None and error is None and self._unlocks:
+            raise problem
 
     def enter(self, path: bytes) -> int:
         """The descriptor of a directory; the root's path is empty."""
@@ -101,7 +110,7 @@ class Cursor:
 
     def _descend(self, name: bytes) -> None:
         self._path = b"\0"  # nowhere, until enter() is through: an error must not leave a wrong place
-        self._levels.append(_open_level(name, self._levels[-1].fd, self._unlocks))
+        self._levels.append(_open_level(name, self._levels[-1].fd, self._needs))
         if len(self._levels) - self._closed > MAX_OPEN:
             self._closed += 1
             level = self._levels[self._closed]
@@ -115,7 +124,7 @@ class Cursor:
             if self._closed and self._closed == len(self._levels) - 1:
                 self._reopen(level.fd)
             if level.locked_mode is not None:
-                os.fchmod(level.fd, level.locked_mode)
+                _lock_again(level.fd, level.locked_mode, self._needs)
         finally:
             os.close(level.fd)
 
@@ -124,6 +133,8 @@ class Cursor:
         level.fd = os.open(b"..", _DIRECTORY, dir_fd=below)
         self._closed -= 1
         if _identity(os.fstat(level.fd)) != level.identity:
+            os.close(level.fd)
+            level.fd = -1
             raise changed_meanwhile(level.name)
 
 
@@ -201,14 +212,25 @@ def open_to_fill(name: bytes, directory_fd: int) -> int:
             return os.open(name, flags, dir_fd=directory_fd)
 
 
-def _open_level(name: bytes, directory_fd: int | None, unlocks: bool) -> _Level:
-    fd = open_directory(name, directory_fd) if unlocks else os.open(name, _DIRECTORY, dir_fd=directory_fd)
+def _open_level(name: bytes, directory_fd: int | None, needs: int) -> _Level:
+    fd = open_directory(name, directory_fd) if needs else os.open(name, _DIRECTORY, dir_fd=directory_fd)
     found = os.fstat(fd)
     mode = stat.S_IMODE(found.st_mode)
-    is_locked = os.geteuid() != 0 and mode & _UNLOCKED != _UNLOCKED and found.st_uid == os.geteuid()
-    if is_locked and unlocks:  # open is not enough: names in it are looked up, and removed, as well
-        os.fchmod(fd, mode | _UNLOCKED)
-    return _Level(name, fd, _identity(found), mode if is_locked and unlocks else None)
+    is_locked = mode & needs != needs and _is_owner(found)
+    if is_locked:  # open is not enough: names in it are looked up, and maybe removed, as well
+        os.fchmod(fd, mode | needs)
+    return _Level(name, fd, _identity(found), mode if is_locked else None)
+
+
+def _is_owner(found: os.stat_result) -> bool:
+    """Whether modes keep us out, and we may change them; they keep root out of nothing."""
+    return found.st_uid == os.geteuid() != 0
+
+
+def _lock_again(fd: int, mode: int, bits: int) -> None:
+    """Give back the mode that was widened by ``bits``, unless somebody has set another one meanwhile."""
+    if stat.S_IMODE(os.fstat(fd).st_mode) == mode | bits:
+        os.chmod(f"/proc/self/fd/{fd}", mode)
 
 
 @contextmanager
@@ -224,7 +246,7 @@ def _unlocked(name: bytes, directory_fd: int | None, bits: int) -> Iterator[None
             yield
         finally:
             with suppress(FileNotFoundError):
-                os.chmod(link, mode)
+                _lock_again(fd, mode, bits)
     finally:
         os.close(fd)
 

@@ -28,7 +28,7 @@ def path_of_kept(place: bytes) -> bytes:
 
 
 def _files_below(root: Path) -> Iterator[bytes]:
-    with local_disk(root), Cursor(root) as cursor:
+    with local_disk(root), Cursor(root, only_looks=True) as cursor:
         pending = [CONFLICTS]
         while pending:
             directory = pending.pop()

@@ -6,6 +6,7 @@ verified before anybody sees them. Knows no FUSE; the way of a file is told in `
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -57,6 +58,7 @@ class Hydration:
         self._arrived = trio.Event()
         self._is_full = trio.Event()
         self._has_room = trio.Event()
+        self._is_refused = False  # by the disk, as was said already
 
     # Filling ----------------------------------------------------------------------------------------
 
@@ -75,7 +77,9 @@ class Hydration:
             if item.state is State.ABSENT and self.absent.by_ino.get(item.ino) is item:
                 await self._fetch(item, opened)
         elif item.state is State.HERE and writing:
-            await self._settle([item], os.fsync)
+            code = await self._settle([item], os.fsync)
+            if code:
+                raise OSError(code, "the content cannot be made durable")
         elif step is not None:
             await step.done.wait()
             if step.errno:
@@ -155,15 +159,15 @@ class Hydration:
             self._arrived = trio.Event()
             self._is_full = trio.Event()
             while items := list(self.absent.here.values())[: 2 * _SETTLE_AT]:
-                if not await self._settle(items, sync_filesystem):
+                if await self._settle(items, sync_filesystem):
                     self._arrived.set()
                     await trio.sleep(_SETTLE_AFTER_S)
                     break
             self._has_room.set()
             self._has_room = trio.Event()
 
-    async def _settle(self, items: list[Item], sync: Callable[[int], None]) -> bool:
-        """Make files that are HERE durable, and then like any other. False if the disk refuses."""
+    async def _settle(self, items: list[Item], sync: Callable[[int], None]) -> int:
+        """Make files that are HERE durable, and then like any other. 0, or the errno of a disk's refusal."""
         for item in items:
             self.absent.settling(item)
         try:
@@ -176,12 +180,15 @@ class Hydration:
                 passing("settle.unmarked")
             await self._in_thread(sync, items[0].fd)
         except OSError as error:
-            _log.warning("restored files cannot be made durable: %s", error)
+            if not self._is_refused:
+                _log.warning("restored files cannot be made durable, and will be tried again: %s", error)
+            self._is_refused = True
             for item in items:
-                self.absent.unsettled(item, error.errno or 0)
-            return False
+                self.absent.unsettled(item, error.errno or errno.EIO)
+            return error.errno or errno.EIO
+        self._is_refused = False
         await self._release(items, with_prints=sync is sync_filesystem)
-        return True
+        return 0
 
     async def _release(self, items: list[Item], *, with_prints: bool) -> None:
         prints: dict[Part, list[Settled]] = {}

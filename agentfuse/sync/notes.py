@@ -49,6 +49,17 @@ class Note:
     changed: list[Row]
     removed: frozenset[bytes]
 
+    def then(self, later: Note) -> Note:
+        """Both in one."""
+        changed = {row.path: row for row in self.changed if row.path not in later.removed}
+        changed |= {row.path: row for row in later.changed}
+        return Note(later.base, list(changed.values()), self.removed | later.removed)
+
+    def upon(self, rows: Iterable[Row]) -> list[Row]:
+        """The rows as they are once this is noted."""
+        left = {row.path: row for row in rows if row.path not in self.removed}
+        return list((left | {row.path: row for row in self.changed}).values())
+
 
 class Notes:
     """The notes of one region in an index. Only a help: when one cannot be made, nothing is lost."""
@@ -58,13 +69,20 @@ class Notes:
         self._history = history
         self._lock = threading.Lock()
         self._restored: tuple[Scan, int] | None = None
+        # What the index would not take, for want of room on the disk: known to this process alone.
+        self._unwritten: Note | None = None
+        self._unwritten_intents: list[tuple[Intent, Note]] = []
 
     def last_sync(self) -> Synced:
         """Raises ``StoreError`` when it must be read from the store and cannot be."""
         _try(self.note_restored)
+        _try(self._write_unwritten)
         base, rows = self._index.load()
-        if self._index.intents() and self.learn_outcomes(self._history.newest(at_least=base.number)):
+        has_intents = self._unwritten_intents or self._index.intents()
+        if has_intents and self.learn_outcomes(self._history.newest(at_least=base.number)):
             base, rows = self._index.load()
+        if self._unwritten is not None:
+            base, rows = self._unwritten.base, self._unwritten.upon(rows)
         if not base.lost:
             entries = {row.path: _entry(row) for row in rows}
             prints = {row.path: Print(row.ino, row.ctime_ns) for row in rows}
@@ -79,18 +97,25 @@ class Notes:
         """Whether a commit that was only intended, as far as was known, turns out to have succeeded; it is
         noted then. ``newest``: the newest snapshot. Raises ``StoreError`` when one cannot be read.
         """
+        for intent, note in self._unwritten_intents:
+            if intent.number <= newest and self._committed(intent.number) == intent.commit:
+                self.write(note)
+                return True
         for intent in self._index.intents():
             if intent.number > newest:
                 continue  # it may be under way yet
-            try:
-                commit = self._history.read(intent.number).commit
-            except ObjectNotFoundError:
-                commit = ""  # collected since
-            if commit == intent.commit:
-                self._index.fulfil(commit)
+            if self._committed(intent.number) == intent.commit:
+                self._index.fulfil(intent.commit)
                 return True
             self._index.give_up(intent.commit)
         return False
+
+    def _committed(self, number: int) -> str:
+        """The id of the commit that made a snapshot."""
+        try:
+            return self._history.read(number).commit
+        except ObjectNotFoundError:
+            return ""  # collected since
 
     def restored(self, now: Scan, number: int) -> None:
         """The region has just been made what a snapshot is; the rows follow with :meth:`note_restored`.
@@ -126,15 +151,28 @@ class Notes:
     def intend(self, note: Note, commit: str) -> None:
         """A commit by this id is about to be tried; ``note`` is made when it has succeeded."""
         intent = Intent(commit, note.base.number)
-        _try(lambda: self._index.intend(intent, note.base, changed=note.changed, removed=note.removed))
+        try:
+            self._index.intend(intent, note.base, changed=note.changed, removed=note.removed)
+        except EnvironmentProblem as error:
+            _log.warning("a commit cannot be noted on this disk before it is tried: %s", error)
+            self._unwritten_intents.append((intent, note))
 
     def give_up(self, commit: str) -> None:
         """An intended commit has failed for certain."""
+        self._unwritten_intents = [each for each in self._unwritten_intents if each[0].commit != commit]
         _try(lambda: self._index.give_up(commit))
 
     def write(self, note: Note) -> None:
         """What is noted is so. Forgets all intents."""
-        _try(lambda: self._index.write(note.base, changed=note.changed, removed=note.removed))
+        self._unwritten = note if self._unwritten is None else self._unwritten.then(note)
+        self._unwritten_intents = []
+        _try(self._write_unwritten)
+
+    def _write_unwritten(self) -> None:
+        note = self._unwritten
+        if note is not None:
+            self._index.write(note.base, changed=note.changed, removed=note.removed)
+            self._unwritten = None
 
     def write_news(self, note: Note, synced: Synced) -> None:
         """As :meth:`write`, if there is anything that is not noted yet."""

@@ -70,7 +70,7 @@ def scan(root: Path, known: Mapping[bytes, Entry], prints: Mapping[bytes, Print]
     ``known`` and ``prints``: the last sync; a file that is still the one it was is taken from there.
     Raises ``BusyError`` when something changes nevertheless, ``EnvironmentProblem`` when the disk fails.
     """
-    with local_disk(root), Cursor(root) as cursor:
+    with local_disk(root), Cursor(root, only_looks=True) as cursor:
         scanner = _Scanner(cursor, known, prints, meter)
         scanner.walk()
         scanner.number_links()
@@ -98,7 +98,7 @@ class Capture:
         If something changed meanwhile the result is worthless, or the region seems impossible: then
         raises ``BusyError`` or ``EnvironmentProblem``.
         """
-        with local_disk(self._root), Cursor(self._root) as cursor:
+        with local_disk(self._root), Cursor(self._root, only_looks=True) as cursor:
             scanner = _Scanner(cursor, self._known, self._prints, meter, self)
             scanner.walk()
             scanner.number_links()
@@ -132,7 +132,7 @@ def observe(root: Path, entries: Mapping[bytes, Entry]) -> Scan:
     Modes and times are those that the filesystem keeps, which may be coarser than what it was given.
     """
     result = Scan()
-    with local_disk(root), Cursor(root) as cursor:
+    with local_disk(root), Cursor(root, only_looks=True) as cursor:
         for path, entry in entries.items():
             if path:
                 parent_fd, name = cursor.parent(path)

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -45,20 +46,35 @@ class Spool:
 
     def add(self, fd: int) -> Copy:
         """Copy what an open file holds, from its beginning to its end."""
-        size = 0
-        while copied := self._copy(fd, size):
-            size += copied
+        found = os.fstat(fd)
+        self._require_room(min(found.st_size, found.st_blocks * 512))
+        size = found.st_size
+        for start, end in _extents(fd, size):
+            at = start
+            while at < end:
+                copied = self._copy(fd, at, end - at)
+                if not copied:
+                    size = at  # it is shorter now
+                    break
+                at += copied
+        os.ftruncate(self._fd, self._end + size)
         copy = Copy(self._end, size)
         self._end += size
         return copy
 
-    def _copy(self, fd: int, offset: int) -> int:
+    def _require_room(self, size: int) -> None:
+        """A copy takes no more than half of what is left of the disk: agents need it more."""
+        disk = os.fstatvfs(self._fd)
+        if size > disk.f_bavail * disk.f_frsize // 2:
+            raise OSError(errno.ENOSPC, "too little room on the disk of the state directory for a copy")
+
+    def _copy(self, fd: int, offset: int, length: int) -> int:
         try:
-            return os.copy_file_range(fd, self._fd, _COPY_BYTES, offset, self._end + offset)
+            return os.copy_file_range(fd, self._fd, min(length, _COPY_BYTES), offset, self._end + offset)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-        piece = os.pread(fd, READ_BYTES, offset)
+        piece = os.pread(fd, min(length, READ_BYTES), offset)
         return os.pwrite(self._fd, piece, self._end + offset) if piece else 0
 
     def hash(self, copy: Copy) -> str:
@@ -90,6 +106,21 @@ class SpooledContent:
 
     def close(self) -> None:
         """Nothing is held that needs it."""
+
+
+def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a file has data, as (start, end): a hole is as long as it says, and takes no room."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+            end = min(size, os.lseek(fd, start, os.SEEK_HOLE))
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        if start < end:
+            yield start, end
 
 
 def _nameless_file(directory: Path) -> int:

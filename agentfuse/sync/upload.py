@@ -103,7 +103,7 @@ class Uploader:
         When this returns all are durable in the store and in :meth:`places`; after an error some are.
         Raises ``BusyError`` if a file no longer is what its entry says.
         """
-        with local_disk(root), Cursor(root) as cursor:
+        with local_disk(root), Cursor(root, only_looks=True) as cursor:
 
             def opened(entry: Entry) -> Readable:
                 if elsewhere and entry.sha256 in elsewhere:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -410,3 +412,68 @@ def test_two_runs_of_one_agent_checkpoint_beside_each_other(new_home: Make) -> N
     assert sync_state(two)["conflicts"] == [{"path": "data.bin", "kept_at": kept_at}]
     (two.path / "shared" / kept_at).unlink()
     assert sync_state(two)["conflicts"] == []
+
+
+MAPS = """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+mapped = mmap.mmap(fd, os.fstat(fd).st_size)
+os.close(fd)
+for page in range(0, len(mapped), 4096):
+    mapped[page : page + 4] = b"DATA"
+print("written", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("how", ["sync", "sigterm", "lazy"])
+def test_what_was_written_through_a_mapping_counts_as_written(new_home: Make, how: str) -> None:
+    home = new_home(top=NEVER).start()
+    path = home.path / "shared" / "mapped"
+    path.write_bytes(bytes(16 * 2**20))
+    with subprocess.Popen(
+        [sys.executable, "-c", MAPS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"written\n"
+        if how == "sync":
+            assert sync(home).returncode == 0
+        elif how == "sigterm":
+            assert home.signal(signal.SIGTERM) == 0
+        else:
+            assert home.agentfuse("umount", "--lazy", str(home.path)).returncode == 0
+        found = newest(home)["mapped"]
+        writer.kill()
+    assert {found[page : page + 4] for page in range(0, len(found), 4096)} == {b"DATA"}
+
+
+def test_a_nearly_full_disk_makes_no_conflict_of_a_run_with_itself(new_home: Make) -> None:
+    home = new_home(top=NEVER)
+    home.state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(home.state)], check=True)
+    try:
+        home.start()
+        note = home.path / "shared" / "note.bin"
+        note.write_bytes(b"\0v1" + bytes(100))
+        (home.path / "shared" / "gone").write_text("soon")
+        assert sync(home).returncode == 0
+        with open(home.path / "workspace" / "filler", "wb", buffering=0) as filler:
+            while (free := _free(home.state) - 8192) > 0:
+                filler.write(bytes(min(free, 65536)))
+        for number in range(2, 6):
+            with open(note, "r+b") as file:
+                file.write(b"\0v%d" % number)
+            (home.path / "shared" / "gone").unlink(missing_ok=True)
+            sync(home, "--timeout", "5")
+        (home.path / "workspace" / "filler").unlink()
+        home.tolerated.append("No space left|disk is full")
+        home.umount()
+        assert newest(home) == {"note.bin": b"\0v5" + bytes(100)}
+    finally:
+        home.discard()
+        subprocess.run(["umount", "-l", str(home.state)], check=True)
+
+
+def _free(path: Path) -> int:
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -135,3 +136,23 @@ def test_an_error_of_a_worker_stops_the_rest() -> None:
     with pytest.raises(ValueError, match="five"):
         submit_all()
     assert len(started) < 20
+
+
+def test_a_mode_that_somebody_set_meanwhile_is_not_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o300)
+    (tmp_path / "readable").mkdir(mode=0o555)
+    monkeypatch.setattr(walk, "_is_owner", lambda found: True)
+    with Cursor(tmp_path, only_looks=True) as cursor:
+        cursor.enter(b"readable")
+        assert stat.S_IMODE(os.stat(tmp_path / "readable").st_mode) == 0o555
+        cursor.enter(b"locked")
+        assert stat.S_IMODE(locked.stat().st_mode) == 0o700
+        cursor.enter(b"")
+        assert stat.S_IMODE(locked.stat().st_mode) == 0o300
+        cursor.enter(b"locked")
+        locked.chmod(0o111)
+    assert stat.S_IMODE(locked.stat().st_mode) == 0o111

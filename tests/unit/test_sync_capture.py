@@ -197,3 +197,33 @@ async def test_a_gate_lets_nobody_through_while_anybody_holds_it() -> None:
             assert not passed.is_set()
         await passed.wait()
     assert not gate.is_closed
+
+
+def test_a_hole_takes_no_room_in_the_spool_and_reads_as_zeros(tmp_path: Path) -> None:
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(200 * 2**20)
+        file.seek(100 * 2**20)
+        file.write(b"data")
+    with Spool(tmp_path) as spool, open(tmp_path / "sparse", "rb") as file:
+        before = os.statvfs(tmp_path).f_bfree
+        copy = spool.add(file.fileno())
+        assert copy.size == 200 * 2**20
+        assert (before - os.statvfs(tmp_path).f_bfree) * os.statvfs(tmp_path).f_frsize < 50 * 2**20
+        content = spool.open(copy)
+        pieces = iter(lambda: content.read(2**20), b"")
+        assert b"".join(piece.strip(b"\0") for piece in pieces) == b"data"
+
+
+def test_the_spool_leaves_half_of_what_is_left_of_a_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(bytes(range(256)) * 400)
+    disk = os.statvfs(tmp_path)
+    fields = list(disk)
+    fields[4] = 30 * 4096 // disk.f_frsize  # f_bavail
+    monkeypatch.setattr(os, "fstatvfs", lambda _: os.statvfs_result(fields))
+    with Spool(tmp_path) as spool, open(tmp_path / "a", "rb") as file:
+        with pytest.raises(OSError, match="too little room"):
+            spool.add(file.fileno())
+        fields[4] *= 2
+        assert spool.add(file.fileno()).size == 102_400
