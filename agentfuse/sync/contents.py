@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from agentfuse.errors import IntegrityError
+from agentfuse.errors import IntegrityError, ObjectNotFoundError
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.snapshots.entries import Entry, printable
 from agentfuse.snapshots.layout import object_key
@@ -15,7 +15,7 @@ def read_content(store: ObjectStore, agent: str, entry: Entry) -> bytes:
     """The content of a file. Raises ``ObjectNotFoundError`` and ``IntegrityError``."""
     if not entry.size:
         return b""
-    key = object_key(agent, entry.object)
+    key = _key(agent, entry)
     content = store.get(key, offset=entry.offset, length=entry.size)
     verify(store, key, entry, len(content), hashlib.sha256(content).hexdigest())
     return content
@@ -25,7 +25,7 @@ def stream_content(store: ObjectStore, agent: str, entry: Entry) -> Iterator[byt
     """The same in pieces. Of a wrong content the last piece never comes, but ``IntegrityError``."""
     if not entry.size:
         return
-    key = object_key(agent, entry.object)
+    key = _key(agent, entry)
     digest = hashlib.sha256()
     size = 0
     held = b""
@@ -37,6 +37,14 @@ def stream_content(store: ObjectStore, agent: str, entry: Entry) -> Iterator[byt
         held = piece
     verify(store, key, entry, size, digest.hexdigest())
     yield held
+
+
+def _key(agent: str, entry: Entry) -> str:
+    if not entry.object:
+        raise ObjectNotFoundError(
+            f"no snapshot says where the store has the content of {printable(entry.path)!r} any more"
+        )
+    return object_key(agent, entry.object)
 
 
 def verify(store: ObjectStore, key: str, entry: Entry, size: int, sha256: str) -> None:

@@ -11,7 +11,7 @@ import datetime
 import hashlib
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from agentfuse.snapshots.history import History
 from agentfuse.snapshots.layout import check_id, check_region, object_key
 from agentfuse.snapshots.rebase import Listing, Rebased, by_path, is_changed
 from agentfuse.sync.absent import Absent, Part, Settled, take_up
-from agentfuse.sync.contents import StoredSource, read_content
+from agentfuse.sync.contents import StoredSource, read_content, stream_content
 from agentfuse.sync.hydrate import hydrate, lay_out
 from agentfuse.sync.merge import Merger, sources
 from agentfuse.sync.notes import Note, Notes, Synced
@@ -63,6 +63,29 @@ class Moment:
         if self._found.copies:
             self._found = self._capture.finish(self._found)
         return self._found
+
+
+class _LostContentError(ObjectNotFoundError):
+    """The store has lost a content that was never fetched: nobody can have it any more."""
+
+    def __init__(self, entry: Entry, problem: str) -> None:
+        super().__init__(problem)
+        self.path = entry.path
+        self.sha256 = entry.sha256
+
+
+def _without(entries: Listing, theirs: Listing, lost: Collection[str]) -> Listing:
+    """A listing without contents that are lost; where the other side has the path, that stays."""
+    if not lost:
+        return entries
+    kept = {}
+    for path, entry in entries.items():
+        found: Entry | None = entry
+        if entry.sha256 in lost:
+            found = theirs.get(path)
+        if found is not None and found.sha256 not in lost:
+            kept[path] = found
+    return kept
 
 
 class Memory:
@@ -233,6 +256,7 @@ class Memory:
         rebase that led to it; the paths of merged texts.
         """
         texts: dict[bytes, bytes]
+        lost: set[str] = set()
         for _ in range(MAX_RACES):
             newest = self._history.newest(at_least=synced.number)
             if self._notes.learn_outcomes(newest):
@@ -245,7 +269,13 @@ class Memory:
                 read_mine = partial(self._read_mine, synced, now)
                 merger = Merger(self._store, self._agent, self._execution, read_mine)
                 merged, texts = merger.rebase(synced.entries, theirs, now.entries)
-            entries = self._place(merged.entries, theirs, synced, now, reporter=reporter, texts=texts)
+            wanted = _without(merged.entries, theirs, lost)
+            try:
+                entries = self._place(wanted, theirs, synced, now, reporter=reporter, texts=texts)
+            except _LostContentError as error:
+                _log.error("%s is left out, for its content is lost: %s", printable(error.path), error)
+                lost.add(error.sha256)
+                continue
             if not is_changed(theirs, entries):
                 note = self._note_of(synced, now, theirs, Base(newest, not is_changed(theirs, now.entries)))
                 self._notes.write_news(note, synced)
@@ -327,10 +357,12 @@ class Memory:
             found = placed(entry, bases)
             if not found.object:
                 found = placed(entry, self._search({entry.sha256}))
-            if not found.object:
-                raise ObjectNotFoundError(
-                    f"{printable(entry.path)!r} was never fetched, and no snapshot has its content any more"
-                )
+            try:
+                # Twice the reading, but rare; and one content that is lost must not keep the others.
+                for _ in stream_content(self._store, self._agent, found):
+                    pass
+            except (ObjectNotFoundError, IntegrityError) as error:
+                raise _LostContentError(entry, error.message) from error
             return StoredSource(self._store, self._agent, found)
 
         files = list({e.sha256: e for e in wanted if e.size and e.sha256 not in places}.values())

@@ -474,6 +474,28 @@ def test_a_nearly_full_disk_makes_no_conflict_of_a_run_with_itself(new_home: Mak
         subprocess.run(["umount", "-l", str(home.state)], check=True)
 
 
+def test_a_content_that_the_store_has_lost_keeps_no_other_from_being_kept(new_home: Make) -> None:
+    home = new_home(top=NEVER).start()
+    (home.path / "shared" / "lost").write_bytes(os.urandom(2 * 2**20))
+    (home.path / "shared" / "kept").write_text("kept")
+    home.umount()
+    (entry,) = [each for each in snapshots(home)[-1].entries if each.path == b"lost"]
+    next(home.store.rglob(entry.object)).unlink()
+    home.start(fresh=True)
+    other = new_home(top=NEVER, agent=home.agent)
+    other.store = home.store
+    other.start()
+    (other.path / "shared" / "lost").unlink()
+    other.tolerated.append("shared/lost cannot be read")
+    other.umount()
+    (home.path / "shared" / "lost").chmod(0o600)
+    (home.path / "shared" / "learned").write_text("learned")
+    home.tolerated += ["shared/lost cannot be read", "lost is left out, for its content is lost"]
+    assert sync(home).returncode == 0
+    assert newest(home) == {"kept": b"kept", "learned": b"learned"}
+    home.umount()
+
+
 def _free(path: Path) -> int:
     disk = os.statvfs(path)
     return disk.f_bavail * disk.f_frsize
