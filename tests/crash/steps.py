@@ -16,6 +16,7 @@ import re
 import sqlite3
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -131,6 +132,11 @@ class Tree:
         return {
             suffix: bytes(node.content) for suffix, node in beside.items() if node and node.kind == "file"
         }
+
+    def linked_tokens(self) -> set[str]:
+        """The tokens in files of several names."""
+        names = Counter(self.names.values())
+        return {token for node in names if names[node] > 1 for token in tokens_in(bytes(node.content))}
 
     def after(self, step: Step | None) -> Tree:
         """What this tree is to be after a step; itself after none."""
