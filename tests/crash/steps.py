@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import hashlib
 import os
 import random
@@ -225,7 +226,7 @@ class Hands:
         self._databases: dict[str, sqlite3.Connection] = {}
 
     def perform(self, step: Step) -> None:
-        """Raises ``OSError`` and ``sqlite3.Error``."""
+        """Raises ``OSError``, EIO for what may be tried again, and ``sqlite3.Error``."""
         getattr(self, f"_{step.op}")(step, os.path.join(self.root, step.path))
 
     def let_go(self) -> None:
@@ -280,20 +281,28 @@ class Hands:
         os.rename(path, os.path.join(self.root, step.other))
 
     def _insert(self, step: Step, path: str) -> None:
-        connection = self._databases.get(step.path)
+        connection = self._databases.get(step.path) or self._connect(step.path, path)
         try:
-            if connection is None:
-                connection = self._databases[step.path] = sqlite3.connect(path, isolation_level=None)
-                connection.execute(f"PRAGMA journal_mode = {self._journal_mode}").fetchall()
-                connection.execute("CREATE TABLE IF NOT EXISTS kept (n INTEGER PRIMARY KEY, token, filling)")
             connection.execute(
                 "INSERT INTO kept SELECT coalesce(max(n), 0) + 1, ?, zeroblob(?) FROM kept",
                 (step.token, step.size),
             )
-        except sqlite3.Error:
-            if connection is not None:
-                _quietly(self._databases.pop(step.path).close)
+        except sqlite3.OperationalError as error:
+            _quietly(self._databases.pop(step.path).close)
+            if "readonly" in str(error):  # SQLite opens for reading what it cannot open for writing
+                raise OSError(errno.EIO, str(error)) from error
             raise
+
+    def _connect(self, name: str, path: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            connection.execute(f"PRAGMA journal_mode = {self._journal_mode}").fetchall()
+            connection.execute("CREATE TABLE IF NOT EXISTS kept (n INTEGER PRIMARY KEY, token, filling)")
+        except sqlite3.OperationalError as error:
+            _quietly(connection.close)
+            raise OSError(errno.EIO, str(error)) from error
+        self._databases[name] = connection
+        return connection
 
     def _part(self, step: Step, path: str) -> None:
         self._databases.pop(step.path).close()
