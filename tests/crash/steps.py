@@ -289,7 +289,8 @@ class Hands:
             )
         except sqlite3.OperationalError as error:
             _quietly(self._databases.pop(step.path).close)
-            if "readonly" in str(error):  # SQLite opens for reading what it cannot open for writing
+            # SQLite opens for reading what it cannot open for writing, and its journal when it writes.
+            if "readonly" in str(error) or "unable to open" in str(error):
                 raise OSError(errno.EIO, str(error)) from error
             raise
 
