@@ -97,7 +97,7 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
             reporter.say(f"replaced a dead mount at {mountpoint}")
         home = Home(config.state, spec.execution)
         _make_directory(home.path)
-        with home.locked():
+        with home.locked(makes=True):
             keeper = HomeKeeper(
                 config,
                 home,

@@ -12,7 +12,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ import msgspec
 
 from agentfuse.errors import BusyError, EnvironmentProblem, IntegrityError
 from agentfuse.home.quota import Ledger
-from agentfuse.home.walk import Cursor, clear_tree, join, read_directory
+from agentfuse.home.walk import Cursor, clear_tree, join, local_disk, read_directory
 from agentfuse.killpoints import passing
 from agentfuse.regions import Region
 
@@ -83,9 +83,13 @@ class Home:
         passing("record.written")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the home for this process alone; raises ``BusyError`` when another one does."""
-        with locked_file(self.path / "lock", f"execution {self.execution} is mounted by another process"):
+    def locked(self, *, makes: bool = False) -> Iterator[None]:
+        """Hold the home for this process alone; raises ``BusyError`` when another one does.
+
+        ``makes``: a home that is not there is made, even while another process is removing it.
+        """
+        busy = f"execution {self.execution} is mounted by another process"
+        with locked_file(self.path / "lock", busy, makes_directory=makes):
             yield
 
     def is_locked(self) -> bool:
@@ -129,7 +133,16 @@ def remove_home(home: Home) -> None:
     passing("remove.begun")
     clear_tree(home.tree)
     passing("remove.cleared")
-    shutil.rmtree(home.path)
+    with local_disk(home.path):
+        # The record goes last, so that who finds a half removed home knows what it is.
+        names = sorted(os.listdir(home.path), key=lambda name: (name == "lock", name == "home.json"))
+        for path in (home.path / name for name in names):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        with suppress(OSError):  # whoever has made another lock by now makes a new home there
+            home.path.rmdir()
 
 
 def now() -> float:
@@ -167,10 +180,10 @@ def sync_directory(path: Path) -> None:
 
 
 @contextmanager
-def locked_file(path: Path, busy: str) -> Iterator[None]:
+def locked_file(path: Path, busy: str, *, makes_directory: bool = False) -> Iterator[None]:
     """Hold an flock on ``path`` (made when missing), or raise ``BusyError(busy)`` after a moment."""
     deadline = time.monotonic() + _PROBE_PATIENCE_S
-    while (fd := _try_to_lock(path)) is None:
+    while (fd := _try_to_lock(path, makes_directory)) is None:
         if time.monotonic() > deadline:
             raise BusyError(busy, hint="see `agentfuse ps`, or choose another")
         time.sleep(_POLL_S)
@@ -180,11 +193,15 @@ def locked_file(path: Path, busy: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _try_to_lock(path: Path) -> int | None:
+def _try_to_lock(path: Path, makes_directory: bool) -> int | None:
     """The descriptor that holds the lock, None when somebody else does."""
     try:
+        if makes_directory:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if makes_directory and isinstance(error, FileNotFoundError):
+            return None  # it was being removed
         raise EnvironmentProblem(
             f"cannot open {path}: {os.strerror(error.errno or 0)}",
             hint="the state directory must be writable; choose another with --state",

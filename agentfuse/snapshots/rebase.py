@@ -25,6 +25,7 @@ from agentfuse.snapshots.entries import (
     same,
     tree_key,
 )
+from agentfuse.snapshots.groups import Groups
 
 CONFLICTS = b".conflicts"
 
@@ -121,6 +122,7 @@ class _Merge:
             self._settle(path, self._base.get(path), theirs.get(path), mine.get(path))
         for database in whole:
             self._settle_database(database)
+        self._rescue(parts)
         for path in sorted(self._merged, key=tree_key):
             self._give_parents(path)
         kept_at: dict[bytes, bytes] = {}
@@ -190,6 +192,19 @@ class _Merge:
             self._take(path, found, other)
         else:
             self._take(path, self._sides[side].get(path), side)
+
+    def _rescue(self, parts: set[bytes]) -> None:
+        """Keep what both sides still have, each under a name that the other has removed.
+
+        ``parts``: paths of what belongs to other files, which are complete without.
+        """
+        kept = {_content(entry) for entry in (*self._merged.values(), *self._displaced.values())}
+        contents = [{_content(each) for each in side.values() if each.size} for side in self._sides.values()]
+        lost = set.intersection(*contents) - kept
+        for path, entry in self._sides["theirs"].items() if lost else ():
+            if _content(entry) in lost and path not in self._merged and path not in parts:
+                self._take(path, entry, "theirs")
+                lost.discard(_content(entry))
 
     # -- directories
 
@@ -280,7 +295,7 @@ class _Merge:
         Two names are one inode if a side has them so, unless the other side parted them, and if what
         they hold is the same.
         """
-        inodes = _Groups()
+        inodes = Groups()
         theirs, mine = self._sides["theirs"], self._sides["mine"]
         for names in names_by_inode(theirs.values()).values():
             self._join_names(names, {}, mine, inodes)
@@ -292,7 +307,7 @@ class _Merge:
                 self._merged[path] = msgspec.structs.replace(entry, link=numbers.get(path, 0))
 
     def _join_names(
-        self, names: list[bytes], moved: Mapping[bytes, bytes], other: Listing, inodes: _Groups
+        self, names: list[bytes], moved: Mapping[bytes, bytes], other: Listing, inodes: Groups
     ) -> None:
         anchors: dict[object, bytes] = {}
         for name in names:
@@ -307,31 +322,6 @@ class _Merge:
             inodes.join(anchors.setdefault(together, place), place)
             if anchors.setdefault((content, was, "first"), place) == place:
                 inodes.join(anchors.setdefault(content, place), place)
-
-
-class _Groups:
-    """Paths in groups that can be joined."""
-
-    def __init__(self) -> None:
-        self._above: dict[bytes, bytes] = {}
-
-    def join(self, one: bytes, other: bytes) -> None:
-        self._above[self._top(one)] = self._top(other)
-
-    def numbers(self, order: Iterable[bytes]) -> dict[bytes, int]:
-        """The number of each path's group, from 1 in the order given; lone paths have none."""
-        members: dict[bytes, list[bytes]] = {}
-        for path in order:
-            if path in self._above:
-                members.setdefault(self._top(path), []).append(path)
-        groups = [paths for paths in members.values() if len(paths) > 1]
-        return {path: number for number, paths in enumerate(groups, start=1) for path in paths}
-
-    def _top(self, path: bytes) -> bytes:
-        while (above := self._above.setdefault(path, path)) != path:
-            self._above[path] = self._above[above]
-            path = above
-        return path
 
 
 def _variants(name: bytes) -> Iterator[bytes]:

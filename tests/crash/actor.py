@@ -273,10 +273,6 @@ def patiently(work: Callable[[], _T]) -> _T:
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-        except sqlite3.OperationalError as error:
-            # SQLite tries to open for reading what it cannot open for writing.
-            if "unable to open" not in str(error) and "readonly" not in str(error):
-                raise
         time.sleep(EIO_PAUSE_S)
     return work()
 

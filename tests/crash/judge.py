@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import invariants
@@ -136,6 +137,9 @@ class Judge:
         for other in self._sessions:
             if other is not session:
                 lost = lost - other.taken_away
+        # Two may have given the names of one file to something else, each another one.
+        thinned = Counter(token for each in self._sessions for token in each.thinned)
+        lost = {token for token in lost if thinned[token] < 2}
         if lost:
             where = {token: self._last_seen(token) for token in sorted(lost)}
             yield f"lost, {what}: {where}"

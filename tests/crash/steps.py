@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import hashlib
 import os
 import random
@@ -16,6 +17,7 @@ import re
 import sqlite3
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -132,6 +134,11 @@ class Tree:
             suffix: bytes(node.content) for suffix, node in beside.items() if node and node.kind == "file"
         }
 
+    def linked_tokens(self) -> set[str]:
+        """The tokens in files of several names."""
+        names = Counter(self.names.values())
+        return {token for node in names if names[node] > 1 for token in tokens_in(bytes(node.content))}
+
     def after(self, step: Step | None) -> Tree:
         """What this tree is to be after a step; itself after none."""
         if step is None:
@@ -219,7 +226,7 @@ class Hands:
         self._databases: dict[str, sqlite3.Connection] = {}
 
     def perform(self, step: Step) -> None:
-        """Raises ``OSError`` and ``sqlite3.Error``."""
+        """Raises ``OSError``, EIO for what may be tried again, and ``sqlite3.Error``."""
         getattr(self, f"_{step.op}")(step, os.path.join(self.root, step.path))
 
     def let_go(self) -> None:
@@ -274,20 +281,29 @@ class Hands:
         os.rename(path, os.path.join(self.root, step.other))
 
     def _insert(self, step: Step, path: str) -> None:
-        connection = self._databases.get(step.path)
+        connection = self._databases.get(step.path) or self._connect(step.path, path)
         try:
-            if connection is None:
-                connection = self._databases[step.path] = sqlite3.connect(path, isolation_level=None)
-                connection.execute(f"PRAGMA journal_mode = {self._journal_mode}").fetchall()
-                connection.execute("CREATE TABLE IF NOT EXISTS kept (n INTEGER PRIMARY KEY, token, filling)")
             connection.execute(
                 "INSERT INTO kept SELECT coalesce(max(n), 0) + 1, ?, zeroblob(?) FROM kept",
                 (step.token, step.size),
             )
-        except sqlite3.Error:
-            if connection is not None:
-                _quietly(self._databases.pop(step.path).close)
+        except sqlite3.OperationalError as error:
+            _quietly(self._databases.pop(step.path).close)
+            # SQLite opens for reading what it cannot open for writing, and its journal when it writes.
+            if "readonly" in str(error) or "unable to open" in str(error):
+                raise OSError(errno.EIO, str(error)) from error
             raise
+
+    def _connect(self, name: str, path: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            connection.execute(f"PRAGMA journal_mode = {self._journal_mode}").fetchall()
+            connection.execute("CREATE TABLE IF NOT EXISTS kept (n INTEGER PRIMARY KEY, token, filling)")
+        except sqlite3.OperationalError as error:
+            _quietly(connection.close)
+            raise OSError(errno.EIO, str(error)) from error
+        self._databases[name] = connection
+        return connection
 
     def _part(self, step: Step, path: str) -> None:
         self._databases.pop(step.path).close()

@@ -27,6 +27,8 @@ class Session:
     first: Tree
     ends: tuple[Tree, Tree]
     introduced: set[str] = field(default_factory=set)
+    linked: set[str] = field(default_factory=set)
+    """Tokens in files that had several names at some time."""
 
     @cached_property
     def left(self) -> set[str]:
@@ -37,6 +39,11 @@ class Session:
     def taken_away(self) -> set[str]:
         """The tokens that it had before its eyes and may have removed."""
         return (self.first.tokens() | self.introduced) - self.left
+
+    @cached_property
+    def thinned(self) -> set[str]:
+        """The tokens that it left in one file of several names: not under all of them any more."""
+        return (self.first.linked_tokens() | self.linked) - self.ends[1].linked_tokens()
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,8 @@ class Story:
         tree.apply(step)
         if step.token:
             session.introduced.add(step.token)
+        if step.op == "link":
+            session.linked |= tree.linked_tokens()
         if node is not None and old is not None and _takes_several(step, len(old)):
             names = frozenset(path for path, each in tree.names.items() if each is node)
             self._halves[len(self.moments)] = Half(names, old, bytes(node.content))

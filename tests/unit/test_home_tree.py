@@ -7,12 +7,14 @@ import shutil
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agentfuse.errors import BusyError, EnvironmentProblem, IntegrityError
-from agentfuse.home.tree import Home, HomeRecord, Weight, list_homes, weigh, write_durably
+from agentfuse.home.tree import Home, HomeRecord, Weight, list_homes, remove_home, weigh, write_durably
 from agentfuse.regions import DEFAULT_REGIONS
 
 
@@ -135,3 +137,30 @@ def test_writers_of_one_file_do_not_get_in_each_others_way(tmp_path: Path) -> No
         for done in [executor.submit(write) for _ in range(writers)]:
             done.result()
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
+
+
+def test_a_home_can_be_made_while_others_remove_it(tmp_path: Path) -> None:
+    """As an execution that is started again at the moment in which its ended home expires."""
+    home = Home(tmp_path, "e1")
+    ended = threading.Event()
+
+    def remove_again_and_again() -> None:
+        while not ended.is_set():
+            with suppress(BusyError, EnvironmentProblem), home.locked():
+                if (record := home.record()) is not None and record.status == "clean":
+                    remove_home(home)
+
+    with ThreadPoolExecutor(2) as executor:
+        removing = [executor.submit(remove_again_and_again) for _ in range(2)]
+        try:
+            for _ in range(100):
+                with home.locked(makes=True):
+                    home.tree.mkdir(exist_ok=True)
+                    home.write_record(RECORD)
+                    (home.tree / "file").write_bytes(b"kept")
+                    assert (home.tree / "file").read_bytes() == b"kept"
+                    home.write_record(msgspec.structs.replace(RECORD, status="clean"))
+        finally:
+            ended.set()
+        for each in removing:
+            each.result()

@@ -55,6 +55,8 @@ def test_nothing_that_a_side_added_or_changed_is_lost_and_the_result_is_sound(
     merged = rebase(base, theirs, mine, "e1")
     list(check(merged.entries.values()))
     assert {path: entry.path for path, entry in merged.entries.items()} == {p: p for p in merged.entries}
+    overwritten = {entry.sha256 for path, entry in base.items() if path in theirs.keys() | mine.keys()}
+    assert (contents(theirs) & contents(mine)) - overwritten <= contents(merged.entries)
     for find in (contents, targets):
         for side in (theirs, mine):
             before = find(base)
@@ -297,6 +299,14 @@ def test_only_files_modes_and_links_count_as_changes() -> None:
     ):
         assert is_changed(BASE, changed(BASE, change))
     assert is_changed(BASE, changed(BASE, file(b"n", b"base", link=1), file(b"d/x", b"base", link=1)))
+
+
+def test_what_both_sides_kept_under_another_name_is_kept() -> None:
+    base = listing(file(b"a", b"same"), file(b"b", b"same"), file(b"c", b"more"))
+    one, other = changed(base, without=(b"a",)), changed(base, without=(b"b",))
+    assert contents(rebase(base, one, other, "e1").entries) == contents(base)
+    moved = changed(base, file(b"d", b"same"), without=(b"a", b"b"))
+    assert rebase(base, one, moved, "e1").entries == moved
 
 
 # SQLite databases: what lies beside one belongs to it.
