@@ -84,7 +84,7 @@ class SyncedRegions:
 def told(region: str, report: CommitReport) -> Iterator[str]:
     """What a commit did, in lines for people."""
     if report.number is None:
-        yield f"{region}/: unchanged, nothing to flush"
+        yield f"{region}/: everything is in the store already"
     else:
         yield (
             f"{region}/: flushed {format_size(report.bytes_put)} in {count(report.objects_put, 'object')}; "
