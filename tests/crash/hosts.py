@@ -134,7 +134,8 @@ class Daemon:
 
     def kill(self) -> None:
         if self.pid and self.code is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # as from a timer, just when it has ended
+                os.kill(self.pid, signal.SIGKILL)
 
     def has_ended(self, *, within_s: float) -> bool:
         """Whether it ends, or has ended, within so many seconds."""

@@ -295,14 +295,14 @@ class Hands:
             raise
 
     def _connect(self, name: str, path: str) -> sqlite3.Connection:
-        connection = sqlite3.connect(path, isolation_level=None)
         try:
+            connection = self._databases[name] = sqlite3.connect(path, isolation_level=None)
             connection.execute(f"PRAGMA journal_mode = {self._journal_mode}").fetchall()
             connection.execute("CREATE TABLE IF NOT EXISTS kept (n INTEGER PRIMARY KEY, token, filling)")
         except sqlite3.OperationalError as error:
-            _quietly(connection.close)
+            if name in self._databases:
+                _quietly(self._databases.pop(name).close)
             raise OSError(errno.EIO, str(error)) from error
-        self._databases[name] = connection
         return connection
 
     def _part(self, step: Step, path: str) -> None:
