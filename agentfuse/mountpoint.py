@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,20 @@ _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _FUSERMOUNT_DEADLINE_S = 60.0
 
-_TO_SYNC = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# syncfs would send it, but of FUSE it does not wait until it has arrived; fsync of each file does.
+_SYNC_FILES = """
+import os, sys
+for path in sys.stdin.buffer.read().split(b"\\0"):
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        continue  # it is gone, or another file by now
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        print(f"{os.fsdecode(path)!r}: {error}", file=sys.stderr)
+    os.close(fd)
+"""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -127,14 +141,12 @@ def write_back(mountpoint: Path, written: Iterable[bytes]) -> None:
 
     ``written``: paths below the mountpoint of all files that are open for writing, mapped ones included.
     """
-    # syncfs would send it, but of FUSE it does not wait until it has arrived; fsync of each file does.
-    for path in written:
-        with contextlib.suppress(OSError):  # it is gone, or another file by now
-            fd = os.open(os.path.join(os.fsencode(mountpoint), path), _TO_SYNC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+    paths = [os.path.join(os.fsencode(mountpoint), path) for path in written]
+    if paths:
+        # In a process of its own: a thread of the daemon that waits for the daemon could not be killed, nor
+        # the daemon with it, whose mount would then hang for good.
+        command = [sys.executable, "-I", "-S", "-c", _SYNC_FILES]
+        subprocess.run(command, input=b"\0".join(paths), cwd="/", check=False)
 
 
 def _detach_stale(mountpoint: Path) -> bool:

@@ -34,6 +34,7 @@ from agentfuse.home.tree import list_homes
 from agentfuse.killpoints import STEPS
 
 SEED_DEADLINE_S = 90.0
+CLEAN_S = 15.0
 _COMPLAINT = re.compile(r" ERROR | CRITICAL |Traceback")
 _HARMLESS = re.compile(r"pyfuse3: .*fuse_reply_.* No such file or directory")  # the asker is gone
 
@@ -131,14 +132,17 @@ class Player:
 
 def clean(base: Path) -> None:
     """End every process of this player's group but itself, and take away every mount below ``base``."""
+    for path in mounts.mountpoints_below(base):
+        mounts.abort_connections(path)  # who waits for a daemon that cannot answer could not be killed
     for pid in _others_of_this_group():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     for path in mounts.mountpoints_below(base):
         mounts.detach(path)
+    until = time.monotonic() + CLEAN_S
     with contextlib.suppress(ChildProcessError):
-        while True:
-            os.wait()
+        while os.waitpid(-1, os.WNOHANG)[0] or time.monotonic() < until:
+            time.sleep(0.01)
 
 
 def _others_of_this_group() -> Iterator[int]:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from mounts import READY_S, Home
 
+from agentfuse import killpoints
 from agentfuse.objectstore import open_store
 from agentfuse.snapshots.document import Snapshot
 from agentfuse.snapshots.history import History
@@ -445,6 +446,30 @@ def test_what_was_written_through_a_mapping_counts_as_written(new_home: Make, ho
         found = newest(home)["mapped"]
         writer.kill()
     assert {found[page : page + 4] for page in range(0, len(found), 4096)} == {b"DATA"}
+
+
+def test_a_daemon_that_dies_while_mapped_pages_are_fetched_is_dead(
+    new_home: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of it that waited for its own answer would keep it, its locks and the mount for ever."""
+    home = new_home(top=NEVER).start()
+    path = home.path / "shared" / "mapped"
+    path.write_bytes(bytes(2**20))
+    home.umount()
+    with monkeypatch.context() as patch:
+        patch.setenv(killpoints.VARIABLE, "write.begun")
+        home.start(fresh=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", MAPS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"written\n"
+        assert sync(home).returncode != 0
+        assert home.ended() == -signal.SIGKILL
+        writer.kill()
+    home.start()
+    assert path.read_bytes() == bytes(2**20)
+    home.umount()
 
 
 def test_a_nearly_full_disk_makes_no_conflict_of_a_run_with_itself(new_home: Make) -> None:
