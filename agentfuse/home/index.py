@@ -7,27 +7,20 @@ it cannot be found out again. The only SQL of the durability part; knows no snap
 
 from __future__ import annotations
 
-import logging
-import os
-import sqlite3
 import threading
-import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from agentfuse.errors import EnvironmentProblem
+from agentfuse.home.database import LocalDatabase
 from agentfuse.home.tree import write_durably
 from agentfuse.killpoints import passing
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
-
-_log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 SCHEMA = 2
 
@@ -83,19 +76,20 @@ class Index:
         self._path = path
         self._number_path = path.with_suffix(".base")
         self._lock = threading.RLock()
-        self._db: Database | None = None
+        # The lock of this class is what makes one connection safe from several threads.
+        self._database = LocalDatabase(path, _prepare, name="index", loss="all files are hashed again")
 
     def load(self) -> tuple[Base, list[Row]]:
         """All rows and what they are. Nothing written yet is snapshot 0, exactly, with no rows."""
         with self._lock:
-            loaded = self._with_database(_load) if self._path.exists() else None
+            loaded = self._database.use(_load) if self._path.exists() else None
             return loaded or (self._base_beside(), [])
 
     def write(self, base: Base, *, changed: Iterable[Row], removed: Iterable[bytes] = ()) -> None:
         """Note what was synced, in one transaction: new and changed rows, paths that are gone, the base."""
         with self._lock:
             passing("note.begun")
-            self._with_database(lambda db: _write(db, base, changed, removed))
+            self._database.use(lambda db: _write(db, base, changed, removed))
             passing("note.between")
             if base.exact:
                 self.begin(base.number)
@@ -106,25 +100,25 @@ class Index:
     ) -> None:
         """Note what :meth:`write` is to note when a commit has succeeded, which may never be learned here."""
         with self._lock:
-            self._with_database(lambda db: _intend(db, intent, base, changed, removed))
+            self._database.use(lambda db: _intend(db, intent, base, changed, removed))
             passing("intent.noted")
 
     def intents(self) -> list[Intent]:
         """The commits of which nothing was noted since they were begun."""
         with self._lock:
-            return (self._with_database(_intents) if self._path.exists() else None) or []
+            return (self._database.use(_intents) if self._path.exists() else None) or []
 
     def fulfil(self, commit: str) -> None:
         """This one of the intents has succeeded after all: note what it was to, and forget all others."""
         with self._lock:
-            found = self._with_database(lambda db: _intended(db, commit))
+            found = self._database.use(lambda db: _intended(db, commit))
             if found is not None:
                 self.write(found[0], changed=found[1], removed=found[2])
 
     def give_up(self, commit: str) -> None:
         """This one of the intents has failed for good."""
         with self._lock:
-            self._with_database(lambda db: db.table("intents").delete_where("commit_id = ?", [commit]))
+            self._database.use(lambda db: db.table("intents").delete_where("commit_id = ?", [commit]))
 
     def begin(self, number: int) -> None:
         """Note, before there are any rows, which snapshot the tree is equal to."""
@@ -137,58 +131,25 @@ class Index:
         A row that says otherwise of the content or the attributes, or is gone, stays as it is.
         """
         with self._lock:
-            self._with_database(lambda db: _reprint(db, prints))
+            self._database.use(lambda db: _reprint(db, prints))
 
     def clear(self) -> None:
         """Forget everything: the tree is about to be made anew."""
         with self._lock:
             self.close()
-            for path in (*self._files(), self._number_path):
+            for path in (*self._database.files(), self._number_path):
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the database; the next use opens it again."""
         with self._lock:
-            if self._db is not None:
-                self._db.close()
-                self._db = None
+            self._database.close()
 
     def _base_beside(self) -> Base:
         try:
             return Base(int(self._number_path.read_text()), exact=False, lost=True)
         except (FileNotFoundError, ValueError):
             return Base(0, exact=True)
-
-    def _with_database(self, work: Callable[[Database], _T]) -> _T | None:
-        """``work`` with the database; None if that was damaged, which moves it aside."""
-        try:
-            return work(self._open())
-        except (sqlite3.DatabaseError, ValueError) as error:
-            self.close()
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_MACHINE:
-                raise EnvironmentProblem(
-                    f"index {self._path}: {error}",
-                    hint="the state directory must be writable and have free space",
-                ) from error
-            aside = f"{self._path}.corrupt-{time.time_ns()}"
-            _log.warning("index %s: %s; moved to %s, all files are hashed again", self._path, error, aside)
-            for path in self._files():
-                if path.exists():
-                    os.replace(path, aside + path.name.removeprefix(self._path.name))
-            return None
-
-    def _open(self) -> Database:
-        if self._db is None:
-            # 9 MB and 90 ms, which the mount of an empty memory does not need.
-            from sqlite_utils import Database  # noqa: PLC0415
-
-            # The lock of this class is what makes one connection safe from several threads.
-            self._db = Database(sqlite3.connect(self._path, check_same_thread=False), execute_plugins=False)
-            _prepare(self._db)
-        return self._db
-
-    def _files(self) -> list[Path]:
-        return [self._path.with_name(self._path.name + suffix) for suffix in ("", "-wal", "-shm")]
 
 
 # -- SQL
@@ -212,18 +173,6 @@ _COLUMNS = {
 _Noted = tuple[Base, list[tuple[Any, ...]], list[bytes]]
 _INTENT_COLUMNS = {"commit_id": str, "number": int, "noted": bytes, "check": int}
 _INO, _MTIME = Row._fields.index("ino"), Row._fields.index("mtime_ns")
-
-_OF_THE_MACHINE = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_READONLY,
-}
-"""Errors that say nothing about the database itself, so it is not given up for them."""
 
 
 def _prepare(db: Database) -> None:
