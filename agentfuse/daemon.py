@@ -39,9 +39,13 @@ from agentfuse.errors import (
     UnflushedError,
     UsageError,
 )
+from agentfuse.events.feed import EventFeed, Line
+from agentfuse.events.log import EventLog
 from agentfuse.fuse.session import Session, SessionOptions, mounted, widen_read_ahead
-from agentfuse.home.tree import Home, now
+from agentfuse.home.quota import Account
+from agentfuse.home.tree import Home, now, regular_files
 from agentfuse.progress import Progress, Reporter
+from agentfuse.regions import Scope
 from agentfuse.sync.backfill import Backfill
 from agentfuse.sync.background import Pace, RegionSync
 from agentfuse.sync.hydration import Hydration
@@ -148,6 +152,9 @@ class Mount:
         self._syncs: list[RegionSync] = []
         self._pace = Pace(config.sync_delay_s, config.checkpoint_interval_s)
         self._synced = trio.Event()
+        self._events = EventFeed(
+            EventLog(keeper.home.events, keeper.home.tree), execution=spec.execution, agent=spec.agent
+        )
         self._detach_limiter = trio.CapacityLimiter(2)
 
     async def run(self, on_ready: OnReady) -> None:
@@ -155,6 +162,7 @@ class Mount:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_signals)
+                self._watch_regions()
                 with self._mounted() as session:
                     self._session = session
                     await self._serve(nursery, on_ready)
@@ -176,8 +184,15 @@ class Mount:
             "regions": {account.name: account.as_dict() for account in self._keeper.ledger.accounts()},
             "sync": {sync.name: sync.as_dict() for sync in self._syncs},
             "hydration": self._backfill.as_dict(),
+            "events": self._events.as_dict(),
             "fuse": self._session.as_dict(),
         }
+
+    def events(
+        self, *, since: int | None, region: str | None, follow: bool
+    ) -> AsyncGenerator[list[Line], None]:
+        """Events as they come; see ``EventFeed.subscribe``."""
+        return self._events.subscribe(since, region=region, follow=follow)
 
     async def sync(self, *, timeout_s: float) -> AsyncGenerator[dict[str, object], None]:
         """Wait until everything changed before the call is in a snapshot; the last object is ``done``.
@@ -245,6 +260,7 @@ class Mount:
                 if os.geteuid() == 0:
                     widen_read_ahead(minor)
                 self._start_syncing(nursery)
+                nursery.start_soon(self._events.run)
                 await nursery.start(serve_control, self._registry.socket_path(path), self)
                 self._state = "live"
                 self._live.set()
@@ -257,6 +273,11 @@ class Mount:
             for sync in self._syncs:
                 sync.stop()
             # After an unmount it is gone; after anything else it would stay behind as a dead mount.
+            if self._session.handles_open:
+                for account in self._keeper.ledger.accounts():
+                    if account.observer is not None:  # nobody tells any more when those files are closed
+                        self._compare_with_events(account)
+            self._events.stop()
             with trio.CancelScope(shield=True):
                 if any(entry.is_ours and entry.minor == minor for entry in mounts_at(path)):
                     await trio.to_thread.run_sync(partial(mountpoints.detach, path, lazy=True))
@@ -274,6 +295,20 @@ class Mount:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hydration.run)
                 await self._backfill.run()
+
+    def _watch_regions(self) -> None:
+        """Have the regions that notify tell of their files, beginning with what nobody was told of."""
+        for region in self._keeper.config.regions:
+            if region.notify:
+                account = self._keeper.ledger.by_directory[region.name.encode()]
+                account.observer = self._events.observer(region.name)
+                was_restored = region.scope is Scope.AGENT and not self._keeper.resumed
+                self._compare_with_events(account, silently=was_restored)
+
+    def _compare_with_events(self, account: Account, *, silently: bool = False) -> None:
+        found = regular_files(self._keeper.home.tree, account.name.encode())
+        below = len(account.name) + 1
+        self._events.compare(account.name, [(path[below:], st) for path, st in found], silently=silently)
 
     def _start_syncing(self, nursery: trio.Nursery) -> None:
         for region, memory in self._keeper.synced.memories.items():
@@ -302,6 +337,7 @@ class Mount:
         try:
             with self._flushing:
                 await self._synced.wait()
+                await self._events.ended.wait()
                 await self._flush_until_done()
             if self._flushing.cancelled_caught:
                 raise self._unflushed("the flush was interrupted")

@@ -51,6 +51,10 @@ Step = Literal[
     "finish.begun",
     "finish.committed",
     "end.flushed",
+    "announce.begun",
+    "announce.judged",
+    "announce.committed",
+    "announce.told",
     "remove.begun",
     "remove.cleared",
 ]

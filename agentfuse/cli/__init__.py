@@ -41,6 +41,7 @@ _VERBS = {
     "ps": "inspect",
     "status": "inspect",
     "df": "inspect",
+    "events": "events",
     "sync": "sync",
     "recover": "sync",
     "doctor": "doctor",

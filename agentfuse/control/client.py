@@ -36,10 +36,22 @@ class ControlClient:
         """The mount as the daemon describes it."""
         with self._http() as http:
             response = http.get("/v1/status")
-            answer = response.json()
-        if response.status_code != httpx.codes.OK:
-            raise AgentfuseError(answer["message"], hint=answer["hint"])
-        return dict(answer)
+            _require_ok(response)
+            return dict(response.json())
+
+    def events(
+        self, *, since: int | None = None, region: str | None = None, follow: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Events numbered higher than ``since``, or all; with ``follow`` those to come, to the mount's end.
+
+        An empty one says that this was all for now; it comes every few seconds while nothing else does.
+        """
+        wanted = {"since": since, "region": region, "follow": int(follow)}
+        query = {name: value for name, value in wanted.items() if value is not None}
+        with self._http() as http, http.stream("GET", "/v1/events", params=query) as response:
+            _require_ok(response)
+            for text in response.iter_lines():
+                yield json.loads(text) if text else {}
 
     def sync(self, *, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
         """Have everything closed so far brought into the store; yields as :meth:`unmount` does.
@@ -63,9 +75,7 @@ class ControlClient:
     ) -> Iterator[dict[str, Any]]:
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s + OVERTIME_S
         with self._http() as http, http.stream("POST", path, json=body) as response:
-            if response.status_code != httpx.codes.OK:
-                answer = json.loads(response.read())
-                raise AgentfuseError(answer["message"], hint=answer["hint"])
+            _require_ok(response)
             for text in response.iter_lines():
                 line = json.loads(text) if text else {}
                 if "error" in line:
@@ -111,6 +121,12 @@ def _map_httpx(path: Path) -> Iterator[None]:
         ) from error
     except (httpx.HTTPError, ValueError, KeyError) as error:
         raise _ended_early() from error
+
+
+def _require_ok(response: httpx.Response) -> None:
+    if response.status_code != httpx.codes.OK:
+        answer = json.loads(response.read())
+        raise AgentfuseError(answer["message"], hint=answer["hint"])
 
 
 def _ended_early() -> UnflushedError:

@@ -1,6 +1,8 @@
 """The control API of one mount: HTTP/1.1 with h11 on trio, over a Unix socket of mode 0600.
 
 GET  /v1/status   one JSON object
+GET  /v1/events   ?since=N&follow=1&region=R: NDJSON, or SSE where the client accepts text/event-stream;
+                  all that there are without ``since``, only what is there without ``follow``
 POST /v1/unmount  {"lazy": bool, "timeout_s": number or null}
 POST /v1/sync     {"timeout_s": number or null}
                   both answer NDJSON: {"say": text}, {"progress": {...}}, at last either {"done": {...}}
@@ -19,11 +21,12 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
+from urllib.parse import parse_qsl
 
 import h11
 import msgspec
@@ -36,7 +39,7 @@ log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 16 * 1024
 MAX_BODY_BYTES = 64 * 1024
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 256
 REQUEST_DEADLINE_S = 10.0
 SEND_DEADLINE_S = 30.0
 HEARTBEAT_S = 1.0
@@ -48,7 +51,19 @@ _MAX_PENDING_LINES = 1000
 _CLIENT_LEFT = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 
 
+class EventLine(Protocol):
+    """One event; ``text`` is its JSON, in ASCII, without an end of line."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def text(self) -> bytes: ...
+
+
 _Lines = AsyncGenerator[dict[str, object], None]
+_Events = AsyncGenerator[Sequence[EventLine], None]
 _Shape = TypeVar("_Shape")
 
 
@@ -57,6 +72,12 @@ class MountControl(Protocol):
 
     def status(self) -> dict[str, object]:
         """The mount as JSON values; quick, without I/O."""
+
+    def events(self, *, since: int | None, region: str | None, follow: bool) -> _Events:
+        """Events numbered higher than ``since``, as they come; an empty list while there are none.
+
+        An AgentfuseError that comes before the first list is the answer; later it ends the answer.
+        """
 
     def sync(self, *, timeout_s: float) -> AsyncGenerator[dict[str, object], None]:
         """Wait until everything that was closed before is in the store, or raise after ``timeout_s``."""
@@ -175,19 +196,26 @@ class _Server:
         self, stream: trio.SocketStream, connection: h11.Connection, request: h11.Request, body: bytes
     ) -> None:
         path = request.target.partition(b"?")[0]
-        methods = {b"/v1/status": b"GET", b"/v1/sync": b"POST", b"/v1/unmount": b"POST"}
+        methods = {
+            b"/v1/status": b"GET",
+            b"/v1/events": b"GET",
+            b"/v1/sync": b"POST",
+            b"/v1/unmount": b"POST",
+        }
         if path not in methods:
             raise _RequestError(
                 404,
                 "no such path",
                 code="not_found",
-                hint="there are GET /v1/status, POST /v1/sync, POST /v1/unmount",
+                hint="there are GET /v1/status, GET /v1/events, POST /v1/sync, POST /v1/unmount",
             )
         if request.method != methods[path]:
             allowed = methods[path].decode()
             raise _RequestError(405, f"this path takes {allowed} only", code="method_not_allowed")
         if path == b"/v1/status":
             await _send_json(stream, connection, *self._status())
+        elif path == b"/v1/events":
+            await self._send_events(stream, connection, request)
         elif path == b"/v1/sync":
             asked = _parse(body, _Sync)
             timeout_s = DEFAULT_SYNC_S if asked.timeout_s is None else asked.timeout_s
@@ -205,6 +233,31 @@ class _Server:
         except Exception:
             log.exception("unexpected error in the status of the mount")
             return 500, {"code": "internal", "message": "unexpected error", "hint": "see the daemon's log"}
+
+    async def _send_events(
+        self, stream: trio.SocketStream, connection: h11.Connection, request: h11.Request
+    ) -> None:
+        headers = dict(request.headers)
+        asked = _parse_query(request.target, headers.get(b"last-event-id", b""))
+        is_sse = b"text/event-stream" in headers.get(b"accept", b"")
+        encode = _as_sse if is_sse else _as_ndjson
+        lines = self._control.events(since=asked.since, region=asked.region, follow=asked.follow)
+        async with aclosing(lines):
+            try:
+                first: Sequence[EventLine] = await anext(lines, [])
+            except AgentfuseError as error:
+                raise _RequestError(error.http_status, error.message, code="error", hint=error.hint) from None
+            content_type = "text/event-stream" if is_sse else "application/x-ndjson"
+            await _send(stream, connection, h11.Response(status_code=200, headers=_headers(content_type)))
+            await _send(stream, connection, h11.Data(data=encode(first)))
+            try:
+                async for some in lines:
+                    await _send(stream, connection, h11.Data(data=encode(some)))
+            except AgentfuseError as error:
+                # Cut off in the middle of HTTP, so that nobody takes it for the end.
+                log.warning("a subscriber of events is cut off: %s", error)
+                return
+            await _send(stream, connection, h11.EndOfMessage())
 
     async def _follow(self, stream: trio.SocketStream, connection: h11.Connection, lines: _Lines) -> None:
         feed = _Feed()
@@ -306,6 +359,35 @@ async def _read_request(stream: trio.SocketStream, connection: h11.Connection) -
             return request, body
         else:
             raise trio.BrokenResourceError  # the client closed the connection before it asked anything
+
+
+class _Asked(msgspec.Struct, forbid_unknown_fields=True):
+    since: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    region: str | None = None
+    follow: bool = False
+
+
+def _parse_query(target: bytes, last_event_id: bytes) -> _Asked:
+    """What is asked of the events; a browser that comes back tells where it was in a header."""
+    query = target.partition(b"?")[2].decode("ascii", "replace")
+    fields = dict(parse_qsl(query, keep_blank_values=True))
+    if last_event_id:
+        fields["since"] = last_event_id.decode("ascii", "replace")
+    try:
+        return msgspec.convert(fields, _Asked, strict=False)
+    except msgspec.ValidationError as error:
+        raise _RequestError(
+            400, f"the query is not understood: {error}", hint="write it like ?since=7&follow=1"
+        ) from None
+
+
+def _as_ndjson(events: Sequence[EventLine]) -> bytes:
+    return b"".join(event.text + b"\n" for event in events) or b"\n"
+
+
+def _as_sse(events: Sequence[EventLine]) -> bytes:
+    form = b"id: %d\nevent: %s\ndata: %s\n\n"
+    return b"".join(form % (event.seq, event.kind.encode(), event.text) for event in events) or b": \n\n"
 
 
 class _Sync(msgspec.Struct, forbid_unknown_fields=True):

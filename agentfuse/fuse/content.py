@@ -11,7 +11,7 @@ import os
 import stat
 
 from agentfuse.fuse.handles import Handle, OpenFile
-from agentfuse.fuse.inodes import Inode, InodeTable
+from agentfuse.fuse.inodes import Inode, InodeTable, path_in_region
 from agentfuse.killpoints import passing
 from agentfuse.sync.absent import Absent
 
@@ -65,16 +65,22 @@ class Content:
         file.openers += 1
         number = self._next
         self._next += 1
-        self._handles[number] = Handle(file, direct=bool(flags & os.O_DIRECT))
+        handle = self._handles[number] = Handle(file, flags)
+        file.writers += handle.writes
         return number
 
     def release(self, number: int) -> None:
         """An opener has closed. With the last one a nameless file's charge is given back."""
-        file = self._get(number).file
+        handle = self._get(number)
+        file = handle.file
         del self._handles[number]
         file.openers -= 1
-        if file.is_changed and file.inode.account.changes is not None:
-            file.inode.account.changes.note_complete()
+        file.writers -= handle.writes
+        if file.is_changed:
+            if file.inode.account.changes is not None:
+                file.inode.account.changes.note_complete()
+            if file.writers == 0:
+                self._complete(file, "IN_CLOSE_WRITE")
         if file.openers > 0:
             return
         passing("close.last")
@@ -123,12 +129,15 @@ class Content:
         """Set a regular file's size, open or not. Raises as ``write`` does, and EFBIG."""
         if inode.file is not None and inode.file.allows(os.O_WRONLY):
             self._truncate(inode.file, size)
+            if inode.file.writers == 0:
+                self._complete(inode.file, "IN_MODIFY")
             return
         file = inode.file or OpenFile(inode)
         self._widen(file, os.O_WRONLY)
         try:
             file.size = os.fstat(file.fd).st_size
             self._truncate(file, size)
+            self._complete(file, "IN_MODIFY")
         finally:
             if file.openers == 0:
                 file.close()
@@ -147,6 +156,16 @@ class Content:
         changes = file.inode.account.changes
         if changes is not None:
             changes.note(file.inode.ino, file.size)
+
+    @staticmethod
+    def _complete(file: OpenFile, how: str) -> None:
+        """Nobody who could write has the file open: its content is whole under each of its names."""
+        file.is_changed = False
+        observer = file.inode.account.observer
+        if observer is not None:
+            st = os.fstat(file.fd)
+            for parent, name in file.inode.names():
+                observer.completed(path_in_region(parent, name), st, how)
 
     def _truncate(self, file: OpenFile, size: int) -> None:
         if size > MAX_FILE_BYTES:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from agentfuse.fuse.content import Content
 from agentfuse.fuse.handles import Listing
-from agentfuse.fuse.inodes import Inode, InodeTable
+from agentfuse.fuse.inodes import Inode, InodeTable, path_in_region
 from agentfuse.fuse.names import RENAME_EXCHANGE, RENAME_NOREPLACE, Rename, Side, name_is_gone, renameat2
 from agentfuse.home.quota import Account, Ledger
 from agentfuse.home.tree import inodes_below
@@ -155,6 +155,10 @@ class Filesystem:
                 os.utime(fd, ns=times)
             else:
                 os.utime(name, ns=times, dir_fd=fd, follow_symlinks=False)
+            if inode.account.observer is not None and _is_whole(inode):
+                st = self._stat(inode)
+                for parent, each in inode.names():
+                    inode.account.observer.touched(path_in_region(parent, each), st)
         if inode.ino in self.absent.by_ino:
             self.absent.attributes_set(inode.ino, self._set_mode(fd, name, change), change.mtime_ns)
         return self.getattr(nodeid)
@@ -250,6 +254,8 @@ class Filesystem:
             self._unmake(directory_fd, name, account)
             raise
         account.changed(st.st_ino)
+        if account.observer is not None and stat.S_ISREG(st.st_mode):
+            account.observer.completed(path_in_region(parent, name), st, "IN_CREATE")
         return self._referred(parent, name, st)
 
     def _give(self, parent: Inode, fd: int, name: bytes | None, mode: int | None, caller: Caller) -> None:
@@ -293,6 +299,8 @@ class Filesystem:
         os.link(inode.name, name, src_dir_fd=source_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
         inode.account.changed(inode.ino)
         st = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        if inode.account.observer is not None and _is_whole(inode):
+            inode.account.observer.completed(path_in_region(parent, name), st, "IN_CREATE")
         return self._referred(parent, name, self.absent.told(st))
 
     # Removing --------------------------------------------------------------------------------------
@@ -311,7 +319,10 @@ class Filesystem:
         passing("unlink.gone")
         if st.st_nlink == 1:
             self.absent.forget(st.st_ino)
-        name_is_gone(self.inodes, self._account_of(parent, name), parent, name, st)
+        account = self._account_of(parent, name)
+        if account.observer is not None and stat.S_ISREG(st.st_mode):
+            account.observer.replaced(path_in_region(parent, name), [], came="", went="IN_DELETE")
+        name_is_gone(self.inodes, account, parent, name, st)
 
     def rmdir(self, parent_id: int, name: bytes) -> None:
         """Remove an empty directory."""
@@ -412,6 +423,11 @@ class Filesystem:
     def _refuse_region_root(self, parent: Inode, name: bytes) -> None:
         if parent is self.inodes.root and name in self.ledger.by_directory:
             raise OSError(errno.EBUSY, "a region's root stays where it is")
+
+
+def _is_whole(inode: Inode) -> bool:
+    """Whether it is a regular file that is not being written."""
+    return stat.S_ISREG(inode.mode) and (inode.file is None or not inode.file.is_being_written)
 
 
 def _check_name(name: bytes) -> None:

@@ -20,19 +20,25 @@ _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 class OpenFile:
     """The backing file of one open inode. ``size`` is its logical size in bytes, kept true by us.
 
-    ``openers`` counts the kernel's open file descriptions; ``is_changed`` tells that the content has
-    changed since the first of them came.
+    ``openers`` counts the kernel's open file descriptions, ``writers`` those that can write;
+    ``is_changed`` tells that the content has changed since there last was no writer.
     """
 
-    __slots__ = ("_reading_fd", "_writing_fd", "inode", "is_changed", "openers", "size")
+    __slots__ = ("_reading_fd", "_writing_fd", "inode", "is_changed", "openers", "size", "writers")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.openers = 0
+        self.writers = 0
         self.size = 0
         self.is_changed = False
         self._reading_fd = -1
         self._writing_fd = -1
+
+    @property
+    def is_being_written(self) -> bool:
+        """Whether the content has changed and may change more: it is not complete."""
+        return self.is_changed and self.writers > 0
 
     @property
     def fd(self) -> int:
@@ -99,13 +105,14 @@ class OpenFile:
 
 
 class Handle:
-    """One open file description of the kernel's. ``direct``: it was opened with O_DIRECT."""
+    """One open file description of the kernel's, opened with ``flags``. ``direct``: with O_DIRECT."""
 
-    __slots__ = ("direct", "file")
+    __slots__ = ("direct", "file", "writes")
 
-    def __init__(self, file: OpenFile, *, direct: bool) -> None:
+    def __init__(self, file: OpenFile, flags: int) -> None:
         self.file = file
-        self.direct = direct
+        self.direct = bool(flags & os.O_DIRECT)
+        self.writes = flags & os.O_ACCMODE != os.O_RDONLY
 
 
 class Listing:

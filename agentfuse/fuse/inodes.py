@@ -75,6 +75,20 @@ class Inode:
             node = node.parent
         return b"/".join(reversed(names)) if node.nodeid == ROOT_NODEID else None
 
+    def names(self) -> list[tuple[Inode, bytes]]:
+        """Every name that we know it has."""
+        return [] if self.parent is None else [(self.parent, self.name), *(self.more_names or ())]
+
+
+def path_in_region(parent: Inode, name: bytes) -> bytes:
+    """The path of ``parent/name`` below the top directory of the home that it is in."""
+    names = [name]
+    node = parent
+    while node.parent is not None and node.parent.parent is not None:
+        names.append(node.name)
+        node = node.parent
+    return b"/".join(reversed(names))
+
 
 class InodeTable:
     """All known inodes of one home. Not thread-safe: the trio thread's alone.
@@ -194,8 +208,7 @@ class InodeTable:
         if self._aliases.get(inode.ino) is inode:
             del self._aliases[inode.ino]
         self._close_directory(inode)
-        names = [(inode.parent, inode.name)] if inode.parent is not None else []
-        names += inode.more_names or ()
+        names = inode.names()
         inode.parent = inode.more_names = None
         for parent, name in names:
             self._leave(parent, name, inode)

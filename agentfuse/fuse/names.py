@@ -9,11 +9,14 @@ import ctypes
 import errno
 import os
 import stat
+from functools import partial
 from typing import NamedTuple
 
-from agentfuse.fuse.inodes import Inode, InodeTable
+from agentfuse.fuse.inodes import Inode, InodeTable, path_in_region
+from agentfuse.home.observer import Found
 from agentfuse.home.quota import Account
-from agentfuse.home.tree import Weight, weigh
+from agentfuse.home.tree import Weight, regular_files, weigh
+from agentfuse.home.walk import join
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -130,6 +133,34 @@ class Rename:
             self._moved(source, old, new)
         if target is not None and self._exchange:
             self._moved(target, new, old)
+        if old.account.observer is not None or new.account.observer is not None:
+            self._tell(old.st)
+
+    def _tell(self, st: os.stat_result) -> None:
+        """Tell the regions' observers; ``st`` describes what was moved."""
+        old, new = path_in_region(*self._old[:2]), path_in_region(*self._new[:2])
+        giver, taker = self._old.account.observer, self._new.account.observer
+        if giver is not None and taker is giver and not self._exchange:
+            giver.moved(old, new, st, partial(self._found, self._new))
+            return
+        if giver is not None:
+            found = self._found(self._old) if self._exchange else []
+            giver.replaced(old, found, came="IN_MOVED_TO", went="IN_MOVED_FROM")
+        if taker is not None:
+            went = "IN_MOVED_FROM" if self._exchange else "IN_DELETE"
+            taker.replaced(new, self._found(self._new), came="IN_MOVED_TO", went=went)
+
+    def _found(self, side: Side) -> Found:
+        """The regular files that are at a side's name now."""
+        above = path_in_region(*side[:2]).rpartition(b"/")[0]
+        return [
+            (join(above, path), None if self._is_being_written(st) else st)
+            for path, st in regular_files(self._inodes.directory_fd(side.parent), side.name)
+        ]
+
+    def _is_being_written(self, st: os.stat_result) -> bool:
+        inode = self._inodes.find(st.st_ino)
+        return inode is not None and inode.file is not None and inode.file.is_being_written
 
     def _known(self, side: Side) -> Inode | None:
         return self._inodes.find(side.st.st_ino) if side.st is not None else None

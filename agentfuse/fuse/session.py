@@ -94,12 +94,17 @@ class Session:
         if not self._closed:  # libfuse would touch a session that is freed
             pyfuse3.terminate()
 
+    @property
+    def handles_open(self) -> int:
+        """How many files are open."""
+        return self._filesystem.content.open_count()
+
     def as_dict(self) -> dict[str, object]:
         """``{requests: {operation: count}, inodes_known, handles_open}``."""
         return {
             "requests": dict(self._operations.requests),
             "inodes_known": len(self._inodes),
-            "handles_open": self._filesystem.content.open_count(),
+            "handles_open": self.handles_open,
         }
 
     def disconnect(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from agentfuse.errors import QuotaExceededError
 from agentfuse.home.changes import Changes
+from agentfuse.home.observer import Observer
 from agentfuse.regions import LOOSE, Region, SyncPolicy
 
 
@@ -18,10 +19,20 @@ class Account:
     """Use of one region: logical bytes of its regular files, and inodes that have a name in it.
 
     An inode that is unlinked but still open stays charged until its last close. ``refusals`` counts
-    how often the quota said no. ``changes`` is None for a region that is not synced during the run.
+    how often the quota said no. ``changes`` is None for a region that is not synced during the run,
+    ``observer`` for one whose files nobody is told of.
     """
 
-    __slots__ = ("bytes_quota", "bytes_used", "changes", "files_quota", "files_used", "name", "refusals")
+    __slots__ = (
+        "bytes_quota",
+        "bytes_used",
+        "changes",
+        "files_quota",
+        "files_used",
+        "name",
+        "observer",
+        "refusals",
+    )
 
     def __init__(self, region: Region) -> None:
         self.name = region.name
@@ -31,6 +42,7 @@ class Account:
         self.files_used = 0
         self.refusals = 0
         self.changes = Changes() if region.sync is SyncPolicy.CONTINUOUS else None
+        self.observer: Observer | None = None
 
     def room(self) -> int:
         """Bytes that may still be added; 0 when the region is full or over its quota."""

@@ -1,6 +1,6 @@
 """A home on the local disk: its record, its lock, its layout, and what is in it.
 
-``STATE/homes/<execution>/{home.json, lock, tree/, <region>.index.db}``. Knows no FUSE.
+``STATE/homes/<execution>/{home.json, lock, tree/, <region>.index.db, events.db}``. Knows no FUSE.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Home:
         self.path = state / "homes" / execution
         self.tree = self.path / "tree"
         self.log = self.path / "daemon.log"
+        self.events = self.path / "events.db"
 
     def index_of(self, region: str) -> Path:
         """The database that knows what was last synced of a region."""
@@ -257,15 +258,28 @@ def weigh(directory: int | Path, name: bytes, weight: Weight) -> Weight:
     return weight
 
 
+def regular_files(directory: int | Path, name: bytes) -> list[tuple[bytes, os.stat_result]]:
+    """The regular files among ``name``, which is in ``directory``, and everything below it."""
+    with Cursor(directory) as cursor:
+        found = os.stat(name, dir_fd=cursor.enter(b""), follow_symlinks=False)
+        return [each for each in _everything(cursor, name, found) if stat.S_ISREG(each[1].st_mode)]
+
+
 def _weigh_from(cursor: Cursor, path: bytes, found: os.stat_result, weight: Weight) -> None:
-    weight.add(found)
+    for _, st in _everything(cursor, path, found):
+        weight.add(st)
+
+
+def _everything(cursor: Cursor, path: bytes, found: os.stat_result) -> Iterator[tuple[bytes, os.stat_result]]:
+    yield path, found
     pending = [path] if stat.S_ISDIR(found.st_mode) else []
     while pending:
         directory = pending.pop()
         for name, st in read_directory(cursor.enter(directory)):
-            weight.add(st)
+            below = join(directory, name)
+            yield below, st
             if stat.S_ISDIR(st.st_mode):
-                pending.append(join(directory, name))
+                pending.append(below)
 
 
 def inodes_below(directory: int, name: bytes) -> list[int]:

@@ -1,0 +1,126 @@
+"""The verb that tells which files came: ``events``, for programs, for people and for models."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
+
+import typer
+
+from agentfuse.cli import options
+from agentfuse.cli.output import plain
+from agentfuse.control.client import ControlClient
+from agentfuse.control.registry import open_registry
+from agentfuse.errors import NotFoundError
+
+_TOGETHER_S = 1.0
+"""What comes within this time of each other is one message to a model."""
+_MOST_NAMES = 20
+_HEADINGS = {
+    "arrived": "New files",
+    "modified": "Changed files",
+    "moved": "Renamed files",
+    "deleted": "Removed files",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's verbs."""
+    app.command()(events)
+
+
+def events(
+    mountpoint: options.Mountpoint,
+    *,
+    since: Annotated[
+        int | None, typer.Option("--since", metavar="N", help="Only events numbered higher than N.", min=0)
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with those to come.")] = False,
+    region: Annotated[str | None, typer.Option("--region", help="Only this region's.")] = None,
+    form: Annotated[
+        Literal["json", "text", "prompt"],
+        typer.Option("--format", help="One JSON object a line, a table's line, or a message to a model."),
+    ] = "text",
+) -> None:
+    """Tell which files arrived, changed, moved and went in the regions that notify, each once."""
+    entry = open_registry(os.environ).find(mountpoint)
+    if not entry.alive:
+        raise NotFoundError(
+            f"the daemon of {entry.record.mountpoint} is dead",
+            hint="mount it again: what it had not told of is told then",
+        )
+    found = ControlClient(entry.socket).events(since=since, region=region, follow=follow)
+    try:
+        if form == "prompt":
+            for burst in _bursts(found):
+                for line in prompt_lines(burst):
+                    _print(line)
+        else:
+            for event in found:
+                if event:
+                    _print(json.dumps(event) if form == "json" else text_line(event))
+    except KeyboardInterrupt:
+        return
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def text_line(event: dict[str, Any]) -> str:
+    """An event for people: ``7 12:30:01 arrived downloads/a.csv 1.2 KB text/csv``."""
+    clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
+    path = f"{event['region']}/{event['path']}"
+    if event["old_path"] is not None:
+        path = f"{event['region']}/{event['old_path']} -> {path}"
+    size = short_size(event["size"])
+    return f"{event['seq']:>6}  {clock}  {event['kind']:<8}  {path}  {size}  {event['mime'] or '-'}"
+
+
+def prompt_lines(burst: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """What a harness hands to a model: ``New files in uploads/: a.csv (1.2 KB), b.pdf (300 KB)``."""
+    groups: dict[tuple[str, str], dict[str, str]] = {}
+    for event in burst:
+        named = f"{event['path']} ({short_size(event['size'])})"
+        if event["kind"] == "moved":
+            named = f"{event['old_path']} -> {named}"
+        elif event["kind"] == "deleted":
+            named = event["path"]
+        groups.setdefault((event["kind"], event["region"]), {})[event["path"]] = named
+    for (kind, region), names in groups.items():
+        shown = list(names.values())[:_MOST_NAMES]
+        if len(names) > len(shown):
+            shown[-1] += f" and {len(names) - len(shown):,} more"
+        yield f"{_HEADINGS[kind]} in {region}/: " + ", ".join(shown)
+
+
+def short_size(size_bytes: int) -> str:
+    """Bytes as file managers tell them, in powers of 1000: ``1.2 KB``."""
+    amount, units = float(size_bytes), iter(("B", "KB", "MB", "GB", "TB"))
+    unit = next(units)
+    while amount >= 999.5 and unit != "TB":
+        amount, unit = amount / 1000, next(units)
+    number = f"{amount:.1f}".removesuffix(".0") if amount < 9.95 else f"{amount:.0f}"
+    return f"{number} {unit}"
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(plain(line) + "\n")
+    sys.stdout.flush()
+
+
+def _bursts(found: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Events that come together, together."""
+    burst: list[dict[str, Any]] = []
+    began = 0.0
+    for event in found:
+        if event:
+            began = began if burst else time.monotonic()
+            burst.append(event)
+        if burst and (not event or time.monotonic() - began > _TOGETHER_S):
+            yield burst
+            burst = []
+    if burst:
+        yield burst

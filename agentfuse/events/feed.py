@@ -1,0 +1,259 @@
+"""From what happens in the regions that notify to whoever listens, through the log.
+
+The filesystem's handlers only put what happened into a queue; a task brings it to the log in batches,
+in a thread, and then wakes the subscribers. Each reads from its own place in the log, so one that is
+slow or dead keeps nobody, and what is in the log is there for whoever comes later. The trio thread's.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import stat
+from collections.abc import AsyncGenerator, Iterable
+from typing import NamedTuple
+
+import trio
+
+from agentfuse.errors import EnvironmentProblem, NotFoundError
+from agentfuse.events.arrivals import (
+    Completed,
+    Moved,
+    Operation,
+    Replaced,
+    Seen,
+    Touched,
+    is_hidden,
+    is_temporary,
+)
+from agentfuse.events.log import Event, EventLog, Happened
+from agentfuse.home.observer import Found, Look
+from agentfuse.home.tree import now
+from agentfuse.killpoints import passing
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 5.0
+QUIET_S = 0.25
+"""So soon after the last event a subscriber hears that this was all for now."""
+
+_GATHER_S = 0.005
+"""Waiting so little makes one transaction, and one awakening of all subscribers, of a burst."""
+_BATCH = 500
+_RECENT = 4000
+"""So many of the newest events are kept in memory, for the subscribers who keep up."""
+_RETRY_S = 1.0
+_LAST_TRIES = 3
+
+
+class Line(NamedTuple):
+    """An event as subscribers get it; ``text`` is its JSON, without an end of line."""
+
+    seq: int
+    kind: str
+    region: str
+    text: bytes
+
+
+class EventFeed:
+    """The events of one mount: give its observers to the regions' accounts, and ``run`` it."""
+
+    def __init__(self, events: EventLog, *, execution: str, agent: str) -> None:
+        self.ended = trio.Event()
+        self._log = events
+        self._execution = execution
+        self._agent = agent
+        self._queue: collections.deque[Happened] = collections.deque()
+        self._woken = trio.Event()
+        self._stopping = False
+        self._newest = events.newest()
+        self._recent: list[Line] = []
+        self._changed = trio.Event()
+        self._followers = 0
+        self._writing = trio.CapacityLimiter(1)
+        self._reading = trio.CapacityLimiter(2)
+
+    # What happens ----------------------------------------------------------------------------------
+
+    def observer(self, region: str) -> RegionObserver:
+        """Who hears of the region's files."""
+        return RegionObserver(self, region)
+
+    def compare(self, region: str, files: Found, *, silently: bool = False) -> None:
+        """Tell of what is in the region and was not told of, and of what is gone: all that was missed.
+
+        ``silently``: only note what is there, at once; it did not arrive, it was restored.
+        """
+        if not files and not self._log.exists():
+            return
+        found = sorted(_listing(files), key=lambda item: item[1].mtime_ns if item[1] else 0)
+        operation = Replaced(b"", found, came="IN_CLOSE_WRITE", went="IN_DELETE")
+        if silently:
+            self._log.append([Happened(region, now(), operation)], silently=True)
+        else:
+            self.put(region, operation)
+
+    def put(self, region: str, operation: Operation) -> None:
+        """Something happened: this is all that it costs the one who did it."""
+        self._queue.append(Happened(region, now(), operation))
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Bring everything into the log until ``stop``, and then what is still to be brought."""
+        try:
+            while self._queue or not self._stopping:
+                await self._woken.wait()
+                if not self._stopping:
+                    self._woken = trio.Event()
+                    await trio.sleep(_GATHER_S)
+                while self._queue:
+                    batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
+                    self._publish(await self._append(batch))
+        finally:
+            self.ended.set()
+            self._changed.set()
+
+    def stop(self) -> None:
+        """Nothing happens any more."""
+        self._stopping = True
+        self._woken.set()
+
+    async def _append(self, batch: list[Happened]) -> list[Event]:
+        """The batch in the log, tried until it is there: a full disk must not lose what was announced."""
+        failures = 0
+        while True:
+            try:
+                return await trio.to_thread.run_sync(self._log.append, batch, limiter=self._writing)
+            except EnvironmentProblem as error:
+                failures += 1
+                if failures == 1:
+                    log.warning("events wait: %s", error)
+                if self._stopping and failures >= _LAST_TRIES:
+                    log.warning("%d events are left for the next start, which finds them again", len(batch))
+                    return []
+                await trio.sleep(_RETRY_S)
+            except Exception:
+                log.exception("unexpected error; the next start finds again what was not told")
+                return []
+
+    def _publish(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if event.seq != self._newest + 1:
+                self._recent = []  # the log was damaged, and begins anew
+            self._recent.append(self._line(event))
+            self._newest = event.seq
+        if len(self._recent) > 2 * _RECENT:
+            del self._recent[:-_RECENT]
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+        passing("announce.told")
+
+    # Who listens -----------------------------------------------------------------------------------
+
+    def as_dict(self) -> dict[str, int]:
+        """``{newest, waiting, followers}``: the newest number, what is not in the log yet, who listens."""
+        return {"newest": self._newest, "waiting": len(self._queue), "followers": self._followers}
+
+    async def subscribe(
+        self, since: int | None, *, region: str | None, follow: bool
+    ) -> AsyncGenerator[list[Line], None]:
+        """Events numbered higher than ``since`` (None: all that are kept), and with ``follow`` those to come.
+
+        Ends when there are no more to come. An empty list says that this was all for now, and then that
+        the mount lives. Raises ``NotFoundError`` for a number that no event has yet, or one whose
+        successors are not all kept any more.
+        """
+        self._followers += follow
+        try:
+            after = since
+            wait_s = 0.0
+            while True:
+                changed, has_ended = self._changed, self.ended.is_set()
+                some = await self._after(after)
+                if some:
+                    after = some[-1].seq
+                    lines = [line for line in some if region is None or line.region == region]
+                    if lines:
+                        wait_s = QUIET_S
+                        yield lines
+                elif has_ended or not follow:
+                    return
+                else:
+                    with trio.move_on_after(wait_s) as waiting:
+                        await changed.wait()
+                    if waiting.cancelled_caught:
+                        wait_s = HEARTBEAT_S
+                        yield []
+        finally:
+            self._followers -= follow
+
+    async def _after(self, after: int | None) -> list[Line]:
+        """Some of the events after this one, without a gap; none when there are none yet."""
+        if after is not None and after > self._newest:
+            raise NotFoundError(
+                f"the newest event is number {self._newest}, not {after}",
+                hint="the number is another execution's, or the log was damaged: leave since out",
+            )
+        begin = after or 0
+        if begin == self._newest:
+            return []
+        if self._recent and self._recent[0].seq <= begin + 1:
+            skipped = begin + 1 - self._recent[0].seq
+            return self._recent[skipped : skipped + _BATCH]
+        events = await trio.to_thread.run_sync(self._log.read, begin, _BATCH, limiter=self._reading)
+        if after is not None and events and events[0].seq > after + 1:
+            raise NotFoundError(
+                f"events before number {events[0].seq} are not kept any more",
+                hint="leave since out to get the others",
+            )
+        return list(map(self._line, events))
+
+    def _line(self, event: Event) -> Line:
+        text = event.to_json(execution=self._execution, agent=self._agent)
+        return Line(event.seq, event.kind, event.region, text)
+
+
+class RegionObserver:
+    """Hears of the files of one region; see ``home.observer``."""
+
+    def __init__(self, feed: EventFeed, region: str) -> None:
+        self._feed = feed
+        self._region = region
+
+    def completed(self, path: bytes, st: os.stat_result, how: str) -> None:
+        self._put(Completed(path, _seen(st), how))
+
+    def touched(self, path: bytes, st: os.stat_result) -> None:
+        self._put(Touched(path, _seen(st)))
+
+    def replaced(self, path: bytes, found: Found, *, came: str, went: str) -> None:
+        self._put(Replaced(path, _listing(found), came, went))
+
+    def moved(self, old: bytes, new: bytes, st: os.stat_result, look: Look) -> None:
+        if not stat.S_ISDIR(st.st_mode) and not stat.S_ISREG(st.st_mode):
+            self.replaced(new, [], came="", went="IN_DELETE")
+            return
+        is_untold = is_hidden if stat.S_ISDIR(st.st_mode) else is_temporary
+        was_untold, will_be = is_untold(old), is_untold(new)
+        if not was_untold and not will_be:
+            self._put(Moved(old, new, self._whole(look()) if stat.S_ISREG(st.st_mode) else None))
+        elif not was_untold:
+            self.replaced(old, [], came="", went="IN_MOVED_FROM")
+        elif not will_be:
+            self.replaced(new, look(), came="IN_MOVED_TO", went="IN_DELETE")
+
+    @staticmethod
+    def _whole(found: Found) -> Seen | None:
+        return next((_seen(st) for _, st in found if st is not None), None)
+
+    def _put(self, operation: Operation) -> None:
+        self._feed.put(self._region, operation)
+
+
+def _seen(st: os.stat_result) -> Seen:
+    return Seen(st.st_ino, st.st_size, st.st_mtime_ns)
+
+
+def _listing(found: Found) -> list[tuple[bytes, Seen | None]]:
+    return [(path, None if st is None else _seen(st)) for path, st in found]
