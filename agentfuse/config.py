@@ -374,6 +374,8 @@ class _Reading:
                     self.problems.append(f"{at}: there is no such key; {_did_you_mean(key, list(_REGION))}")
                 elif key == "scope" and name in _DEFAULT_NAMES:
                     self.problems.append(f"{at}: the scope of a default region is fixed; remove the line")
+                elif key == "notify" and name == LOOSE:
+                    self.problems.append(f"{at}: what lies loose in a home never notifies; remove the line")
                 elif key == "sync" and name in _ALWAYS:
                     self.problems.append(f"{at}: {_ALWAYS[name]}; remove the line")
                 else:

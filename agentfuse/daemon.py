@@ -42,6 +42,7 @@ from agentfuse.errors import (
 from agentfuse.events.feed import EventFeed, Line
 from agentfuse.events.log import EventLog
 from agentfuse.fuse.session import Session, SessionOptions, mounted, widen_read_ahead
+from agentfuse.home.observer import Found
 from agentfuse.home.quota import Account
 from agentfuse.home.tree import Home, now, regular_files
 from agentfuse.progress import Progress, Reporter
@@ -301,9 +302,12 @@ class Mount:
         for region in self._keeper.config.regions:
             if region.notify:
                 account = self._keeper.ledger.by_directory[region.name.encode()]
-                account.observer = self._events.observer(region.name)
+                account.observer = self._events.observer(region.name, partial(self._files_of, region.name))
                 was_restored = region.scope is Scope.AGENT and not self._keeper.resumed
                 self._compare_with_events(account, silently=was_restored)
+
+    def _files_of(self, region: str) -> Found:
+        return self._session.files_of(region)
 
     def _compare_with_events(self, account: Account, *, silently: bool = False) -> None:
         found = regular_files(self._keeper.home.tree, account.name.encode())

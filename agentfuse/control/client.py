@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from agentfuse.control.registry import socket_address
-from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError
+from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError, UsageError
 
 ANSWER_DEADLINE_S = 30.0  # an unmount sends something every second while it works
 
@@ -126,7 +126,11 @@ def _map_httpx(path: Path) -> Iterator[None]:
 def _require_ok(response: httpx.Response) -> None:
     if response.status_code != httpx.codes.OK:
         answer = json.loads(response.read())
-        raise AgentfuseError(answer["message"], hint=answer["hint"])
+        kind: dict[int, type[AgentfuseError]] = {
+            httpx.codes.NOT_FOUND: NotFoundError,
+            httpx.codes.BAD_REQUEST: UsageError,
+        }
+        raise kind.get(response.status_code, AgentfuseError)(answer["message"], hint=answer["hint"])
 
 
 def _ended_early() -> UnflushedError:

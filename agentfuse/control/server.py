@@ -26,12 +26,12 @@ from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
-from urllib.parse import parse_qsl
 
 import h11
 import msgspec
 import trio
 
+from agentfuse.control.eventstream import EventLine, as_ndjson, as_sse, parse_query
 from agentfuse.control.registry import socket_address
 from agentfuse.errors import AgentfuseError
 
@@ -49,17 +49,6 @@ DEFAULT_SYNC_S = 60.0
 """How long a sync may take when its client does not say."""
 _MAX_PENDING_LINES = 1000
 _CLIENT_LEFT = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
-
-
-class EventLine(Protocol):
-    """One event; ``text`` is its JSON, in ASCII, without an end of line."""
-
-    @property
-    def seq(self) -> int: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def text(self) -> bytes: ...
 
 
 _Lines = AsyncGenerator[dict[str, object], None]
@@ -98,6 +87,10 @@ class _RequestError(Exception):
         super().__init__(message)
         self.status = status
         self.body = {"code": code, "message": message, "hint": hint}
+
+
+def _refused(error: AgentfuseError) -> _RequestError:
+    return _RequestError(error.http_status, error.message, code="error", hint=error.hint)
 
 
 async def serve(
@@ -238,15 +231,18 @@ class _Server:
         self, stream: trio.SocketStream, connection: h11.Connection, request: h11.Request
     ) -> None:
         headers = dict(request.headers)
-        asked = _parse_query(request.target, headers.get(b"last-event-id", b""))
         is_sse = b"text/event-stream" in headers.get(b"accept", b"")
-        encode = _as_sse if is_sse else _as_ndjson
+        encode = as_sse if is_sse else as_ndjson
+        try:
+            asked = parse_query(request.target, headers.get(b"last-event-id", b""))
+        except AgentfuseError as error:
+            raise _refused(error) from None
         lines = self._control.events(since=asked.since, region=asked.region, follow=asked.follow)
         async with aclosing(lines):
             try:
                 first: Sequence[EventLine] = await anext(lines, [])
             except AgentfuseError as error:
-                raise _RequestError(error.http_status, error.message, code="error", hint=error.hint) from None
+                raise _refused(error) from None
             content_type = "text/event-stream" if is_sse else "application/x-ndjson"
             await _send(stream, connection, h11.Response(status_code=200, headers=_headers(content_type)))
             await _send(stream, connection, h11.Data(data=encode(first)))
@@ -359,35 +355,6 @@ async def _read_request(stream: trio.SocketStream, connection: h11.Connection) -
             return request, body
         else:
             raise trio.BrokenResourceError  # the client closed the connection before it asked anything
-
-
-class _Asked(msgspec.Struct, forbid_unknown_fields=True):
-    since: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    region: str | None = None
-    follow: bool = False
-
-
-def _parse_query(target: bytes, last_event_id: bytes) -> _Asked:
-    """What is asked of the events; a browser that comes back tells where it was in a header."""
-    query = target.partition(b"?")[2].decode("ascii", "replace")
-    fields = dict(parse_qsl(query, keep_blank_values=True))
-    if last_event_id:
-        fields["since"] = last_event_id.decode("ascii", "replace")
-    try:
-        return msgspec.convert(fields, _Asked, strict=False)
-    except msgspec.ValidationError as error:
-        raise _RequestError(
-            400, f"the query is not understood: {error}", hint="write it like ?since=7&follow=1"
-        ) from None
-
-
-def _as_ndjson(events: Sequence[EventLine]) -> bytes:
-    return b"".join(event.text + b"\n" for event in events) or b"\n"
-
-
-def _as_sse(events: Sequence[EventLine]) -> bytes:
-    form = b"id: %d\nevent: %s\ndata: %s\n\n"
-    return b"".join(form % (event.seq, event.kind.encode(), event.text) for event in events) or b": \n\n"
 
 
 class _Sync(msgspec.Struct, forbid_unknown_fields=True):

@@ -43,6 +43,8 @@ _GATHER_S = 0.005
 _BATCH = 500
 _RECENT = 4000
 """So many of the newest events are kept in memory, for the subscribers who keep up."""
+_MOST_WAITING = 100_000
+"""So much may wait for the log; if it cannot keep up with more, looking again finds what there is."""
 _RETRY_S = 1.0
 _LAST_TRIES = 3
 
@@ -65,6 +67,8 @@ class EventFeed:
         self._execution = execution
         self._agent = agent
         self._queue: collections.deque[Happened] = collections.deque()
+        self._looks: dict[str, Look] = {}
+        self._is_behind = False
         self._woken = trio.Event()
         self._stopping = False
         self._newest = events.newest()
@@ -76,8 +80,9 @@ class EventFeed:
 
     # What happens ----------------------------------------------------------------------------------
 
-    def observer(self, region: str) -> RegionObserver:
-        """Who hears of the region's files."""
+    def observer(self, region: str, look: Look) -> RegionObserver:
+        """Who hears of the region's files; ``look`` finds all that it holds while the mount lives."""
+        self._looks[region] = look
         return RegionObserver(self, region)
 
     def compare(self, region: str, files: Found, *, silently: bool = False) -> None:
@@ -87,8 +92,7 @@ class EventFeed:
         """
         if not files and not self._log.exists():
             return
-        found = sorted(_listing(files), key=lambda item: item[1].mtime_ns if item[1] else 0)
-        operation = Replaced(b"", found, came="IN_CLOSE_WRITE", went="IN_DELETE")
+        operation = _everything(files)
         if silently:
             self._log.append([Happened(region, now(), operation)], silently=True)
         else:
@@ -96,7 +100,14 @@ class EventFeed:
 
     def put(self, region: str, operation: Operation) -> None:
         """Something happened: this is all that it costs the one who did it."""
-        self._queue.append(Happened(region, now(), operation))
+        happened = Happened(region, now(), operation)
+        queue = self._queue
+        if queue and isinstance(operation, Completed) and _is_same(queue[-1], happened):
+            queue[-1] = happened
+        elif len(queue) < _MOST_WAITING:
+            queue.append(happened)
+        else:
+            self._is_behind = True
         self._woken.set()
 
     async def run(self) -> None:
@@ -110,9 +121,19 @@ class EventFeed:
                 while self._queue:
                     batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
                     self._publish(await self._append(batch))
+                    if self._is_behind:
+                        self._look_again()
+            await trio.to_thread.run_sync(self._log.close, limiter=self._writing)
         finally:
             self.ended.set()
             self._changed.set()
+
+    def _look_again(self) -> None:
+        """Instead of what is waiting, what there is: nothing can happen while this looks."""
+        self._is_behind = False
+        self._queue.clear()
+        for region, look in self._looks.items():
+            self.put(region, _everything(look()))
 
     def stop(self) -> None:
         """Nothing happens any more."""
@@ -164,6 +185,9 @@ class EventFeed:
         the mount lives. Raises ``NotFoundError`` for a number that no event has yet, or one whose
         successors are not all kept any more.
         """
+        if region is not None and region not in self._looks:
+            there_are = ", ".join(self._looks) or "none"
+            raise NotFoundError(f"no region {region!r} notifies", hint=f"those that do: {there_are}")
         self._followers += follow
         try:
             after = since
@@ -253,6 +277,23 @@ class RegionObserver:
 
 def _seen(st: os.stat_result) -> Seen:
     return Seen(st.st_ino, st.st_size, st.st_mtime_ns)
+
+
+def _is_same(before: Happened, after: Happened) -> bool:
+    """Whether the same file was completed twice in a row: as inotify does, that is told once."""
+    one, two = before.operation, after.operation
+    return (
+        before.region == after.region
+        and isinstance(one, Completed)
+        and isinstance(two, Completed)
+        and (one.path, one.how) == (two.path, two.how)
+    )
+
+
+def _everything(found: Found) -> Replaced:
+    """All that a region holds, the oldest first."""
+    files = sorted(_listing(found), key=lambda item: item[1].mtime_ns if item[1] else 0)
+    return Replaced(b"", files, came="IN_CLOSE_WRITE", went="IN_DELETE")
 
 
 def _listing(found: Found) -> list[tuple[bytes, Seen | None]]:

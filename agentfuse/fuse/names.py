@@ -58,6 +58,16 @@ def _nameless(st: os.stat_result) -> os.stat_result:
     return os.stat_result(fields, extra)
 
 
+def complete_files(inodes: InodeTable, directory_fd: int, name: bytes) -> Found:
+    """The regular files among ``name`` and everything below it; those being written without attributes."""
+    found: Found = []
+    for path, st in regular_files(directory_fd, name):
+        inode = inodes.find(st.st_ino)
+        is_whole = inode is None or inode.file is None or not inode.file.is_being_written
+        found.append((path, st if is_whole else None))
+    return found
+
+
 class Side(NamedTuple):
     """One of the two names of a rename. ``st`` is None when nothing has that name."""
 
@@ -154,13 +164,9 @@ class Rename:
         """The regular files that are at a side's name now."""
         above = path_in_region(*side[:2]).rpartition(b"/")[0]
         return [
-            (join(above, path), None if self._is_being_written(st) else st)
-            for path, st in regular_files(self._inodes.directory_fd(side.parent), side.name)
+            (join(above, path), st)
+            for path, st in complete_files(self._inodes, self._inodes.directory_fd(side.parent), side.name)
         ]
-
-    def _is_being_written(self, st: os.stat_result) -> bool:
-        inode = self._inodes.find(st.st_ino)
-        return inode is not None and inode.file is not None and inode.file.is_being_written
 
     def _known(self, side: Side) -> Inode | None:
         return self._inodes.find(side.st.st_ino) if side.st is not None else None

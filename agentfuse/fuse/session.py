@@ -16,8 +16,10 @@ import trio
 from agentfuse.errors import EnvironmentProblem
 from agentfuse.fuse.filesystem import Filesystem
 from agentfuse.fuse.inodes import InodeTable
+from agentfuse.fuse.names import complete_files
 from agentfuse.fuse.operations import Operations
 from agentfuse.fuse.xattrs import Xattrs
+from agentfuse.home.observer import Found
 from agentfuse.home.quota import Ledger
 from agentfuse.sync.hydration import Hydration
 
@@ -98,6 +100,11 @@ class Session:
     def handles_open(self) -> int:
         """How many files are open."""
         return self._filesystem.content.open_count()
+
+    def files_of(self, region: str) -> Found:
+        """The regular files of a region, by their paths in it. Walks it, so nothing changes meanwhile."""
+        found = complete_files(self._inodes, self._root_fd, region.encode())
+        return [(path[len(region) + 1 :], st) for path, st in found]
 
     def as_dict(self) -> dict[str, object]:
         """``{requests: {operation: count}, inodes_known, handles_open}``."""

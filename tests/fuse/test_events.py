@@ -125,18 +125,18 @@ def test_a_browser_s_download_arrives_once_under_its_final_name(
 def test_a_file_is_told_of_only_when_its_last_writer_has_closed_it(
     home: Home, downloads: Path, since: int
 ) -> None:
-    one = open(downloads / "slow", "wb", buffering=0)
-    one.write(b"first ")
-    two = open(downloads / "slow", "ab", buffering=0)
-    reader = open(downloads / "slow", "rb")
-    one.close()
+    one = os.open(downloads / "slow", os.O_WRONLY | os.O_CREAT)
+    os.write(one, b"first ")
+    two = os.open(downloads / "slow", os.O_WRONLY | os.O_APPEND)
+    reader = os.open(downloads / "slow", os.O_RDONLY)
+    os.close(one)
     assert told(home, since) == []
     os.rename(downloads / "slow", downloads / "renamed while written")
     assert told(home, since) == []
-    two.write(b"second")
-    two.close()
+    os.write(two, b"second")
+    os.close(two)
     assert names(told(home, since), downloads) == [("arrived", "renamed while written")]
-    reader.close()
+    os.close(reader)
     assert len(told(home, since)) == 1
 
 
@@ -157,9 +157,9 @@ def test_rewritten_truncated_renamed_and_removed_are_kinds_of_their_own(
     home: Home, downloads: Path, since: int
 ) -> None:
     (downloads / "a").write_text("one")
-    home.settled()
+    told(home)
     (downloads / "a").write_text("two")
-    home.settled()
+    told(home)
     os.truncate(downloads / "a", 1)
     (downloads / "a").rename(downloads / "b")
     (downloads / "b").unlink()
@@ -214,13 +214,13 @@ def test_a_tree_that_is_moved_in_announces_each_file_and_moved_out_each_again(
     (work / "tree" / "sub").mkdir(parents=True)
     for name in ("one", "sub/two", "sub/half.part", ".hidden.Xy12Zw"):
         (work / "tree" / name).write_text(name)
-    writer = open(work / "tree" / "sub" / "unfinished", "wb", buffering=0)
-    writer.write(b"x")
+    writer = os.open(work / "tree" / "sub" / "unfinished", os.O_WRONLY | os.O_CREAT)
+    os.write(writer, b"x")
     os.rename(work / "tree", downloads / "in")
     events = told(home, since)
     assert sorted(names(events, downloads)) == [("arrived", "in/one"), ("arrived", "in/sub/two")]
     assert {event["mask"][0] for event in events} == {"IN_MOVED_TO"}
-    writer.close()
+    os.close(writer)
     os.rename(downloads / "in", downloads / "renamed")
     os.rename(downloads / "renamed", work / "out")
     assert sorted(names(told(home, since)[2:], downloads)) == sorted([
@@ -388,7 +388,9 @@ def test_what_is_asked_wrongly_is_refused(home: Home) -> None:
         with raw_subscriber(home, query=query) as connection:
             assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
     failed = home.agentfuse("events", str(home.path), "--since", "1000000")
-    assert (failed.returncode, "newest event is number" in failed.stderr) == (70, True)
+    assert (failed.returncode, "newest event is number" in failed.stderr) == (66, True)
+    failed = home.agentfuse("events", str(home.path), "--region", "shared")
+    assert (failed.returncode, "those that do: downloads, uploads" in failed.stderr) == (66, True)
 
 
 def test_the_prompt_is_one_line_a_region(new_home: Make) -> None:

@@ -1,0 +1,211 @@
+"""From the filesystem to the subscribers: nothing is lost, nobody waits for anybody."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from agentfuse.errors import EnvironmentProblem, NotFoundError
+from agentfuse.events import feed as feed_module
+from agentfuse.events.feed import EventFeed, Line, RegionObserver
+from agentfuse.events.log import Event, EventLog, Happened
+from agentfuse.home.observer import Found
+from agentfuse.home.tree import regular_files
+
+
+class FailingLog(EventLog):
+    """A log whose disk is full for a while."""
+
+    failures = 0
+    error: Exception = EnvironmentProblem("disk is full")
+
+    def append(self, batch: Sequence[Happened], *, silently: bool = False) -> list[Event]:
+        if self.failures:
+            self.failures -= 1
+            raise self.error
+        return super().append(batch, silently=silently)
+
+
+class Downloads:
+    """A region on disk and its observer, as the filesystem calls it."""
+
+    def __init__(self, base: Path, *, kept: int = 100_000) -> None:
+        self.path = base / "tree" / "downloads"
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.log = FailingLog(base / "events.db", base / "tree", kept=kept)
+        self.feed = EventFeed(self.log, execution="e", agent="a")
+        self.observer: RegionObserver = self.feed.observer("downloads", self.look)
+
+    def look(self) -> Found:
+        return [(path[10:], st) for path, st in regular_files(self.path.parent, b"downloads")]
+
+    def write(self, name: str) -> None:
+        (self.path / name).write_text(name)
+        self.observer.completed(os.fsencode(name), (self.path / name).stat(), "IN_CLOSE_WRITE")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.feed.run)
+            yield
+            self.feed.stop()
+            await self.feed.ended.wait()
+
+    async def heard(self, since: int | None = None) -> list[str]:
+        lines = [
+            line async for some in self.feed.subscribe(since, region=None, follow=False) for line in some
+        ]
+        return [json.loads(line.text)["path"] for line in lines]
+
+
+@pytest.fixture
+def downloads(tmp_path: Path) -> Downloads:
+    return Downloads(tmp_path)
+
+
+async def test_what_is_put_before_the_end_is_in_the_log_at_the_end(downloads: Downloads) -> None:
+    async with downloads.running():
+        for number in range(2000):
+            downloads.write(str(number))
+    assert await downloads.heard() == [str(number) for number in range(2000)]
+    assert await downloads.heard(1990) == [str(number) for number in range(1990, 2000)]
+    assert [event.seq for event in downloads.log.read(0, 5000)] == list(range(1, 2001))
+
+
+async def test_a_region_without_events_opens_no_database(downloads: Downloads) -> None:
+    downloads.feed.compare("downloads", [])
+    async with downloads.running():
+        pass
+    assert not downloads.log.exists()
+
+
+async def test_a_follower_gets_what_comes_then_that_this_was_all_then_the_end(downloads: Downloads) -> None:
+    got: list[list[Line]] = []
+    quiet = trio.Event()
+
+    async def follow() -> None:
+        async for some in downloads.feed.subscribe(None, region="downloads", follow=True):
+            got.append(some)
+            if not some:
+                quiet.set()
+
+    async with trio.open_nursery() as nursery, downloads.running():
+        nursery.start_soon(follow)
+        await quiet.wait()
+        assert got == [[]]
+        quiet = trio.Event()
+        downloads.write("a")
+        await quiet.wait()
+        assert [len(some) for some in got] == [0, 1, 0]
+        downloads.write("b")
+    assert [line.seq for some in got for line in some] == [1, 2]
+    assert downloads.feed.as_dict()["followers"] == 0
+
+
+async def test_one_who_comes_late_or_lags_reads_from_the_database(
+    downloads: Downloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "_RECENT", 10)
+    monkeypatch.setattr(feed_module, "_BATCH", 20)
+    async with downloads.running():
+        slow = downloads.feed.subscribe(None, region=None, follow=True)
+        downloads.write("first")
+        seen = [line.seq for line in await anext(slow)] if (await anext(slow)) == [] else []
+        for number in range(300):
+            downloads.write(str(number))
+            if number % 50 == 0:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+    seen += [line.seq async for some in slow for line in some]
+    assert seen == list(range(1, 302))
+    assert await downloads.heard() == ["first", *map(str, range(300))]
+
+
+async def test_a_cursor_beyond_the_log_or_before_what_is_kept_is_an_error(tmp_path: Path) -> None:
+    downloads = Downloads(tmp_path, kept=10)
+    async with downloads.running():
+        for number in range(100):
+            downloads.write(str(number))
+    again = Downloads(tmp_path, kept=10)
+    with pytest.raises(NotFoundError, match="newest event is number 100, not 101"):
+        await again.heard(101)
+    async with again.running():
+        again.write("one more")
+    late = Downloads(tmp_path, kept=10)
+    with pytest.raises(NotFoundError, match=r"events before number \d+ are not kept"):
+        await late.heard(5)
+    assert (await late.heard())[-1] == "one more"
+    with pytest.raises(NotFoundError, match="no region 'shared' notifies"):
+        await anext(late.feed.subscribe(None, region="shared", follow=False))
+
+
+async def test_a_full_disk_delays_events_and_loses_none(
+    downloads: Downloads, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(feed_module, "_RETRY_S", 0.001)
+    downloads.log.failures = 5
+    async with downloads.running():
+        downloads.write("a")
+        downloads.write("b")
+        follower = downloads.feed.subscribe(None, region=None, follow=True)
+        while not (await anext(follower)):
+            pass
+        await follower.aclose()
+    assert await downloads.heard() == ["a", "b"]
+    assert len([record for record in caplog.records if "disk is full" in record.message]) == 1
+
+
+async def test_a_disk_that_stays_full_does_not_hold_the_end_up_and_the_next_start_tells(
+    downloads: Downloads, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(feed_module, "_RETRY_S", 0.001)
+    downloads.log.failures = 1_000_000
+    async with downloads.running():
+        downloads.write("a")
+    assert await downloads.heard() == []
+    again = Downloads(tmp_path)
+    again.feed.compare("downloads", again.look())
+    async with again.running():
+        pass
+    assert await again.heard() == ["a"]
+
+
+async def test_more_than_may_wait_is_found_by_looking_again(
+    downloads: Downloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "_MOST_WAITING", 50)
+    async with downloads.running():
+        for number in range(500):
+            downloads.write(str(number))
+        (downloads.path / "7").unlink()
+        downloads.observer.replaced(b"7", [], came="", went="IN_DELETE")
+    heard = await downloads.heard()
+    assert sorted(set(heard)) == sorted(map(str, range(500)))
+    assert [line for line in heard if heard.count(line) > 1] == ["7", "7"]
+
+
+async def test_an_unexpected_error_is_logged_and_ends_nothing(
+    downloads: Downloads, caplog: pytest.LogCaptureFixture
+) -> None:
+    downloads.log.failures, downloads.log.error = 1, OSError(errno.EIO, "odd")
+    async with downloads.running():
+        downloads.write("a")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        downloads.write("b")
+    assert (await downloads.heard())[-1] == "b"
+    assert "unexpected error" in caplog.text
+
+
+async def test_the_same_file_completed_twice_before_it_was_told_of_is_told_once(downloads: Downloads) -> None:
+    async with downloads.running():
+        downloads.write("a")
+        downloads.write("a")
+        downloads.write("b")
+        downloads.write("a")
+    assert await downloads.heard() == ["a", "b", "a"]
