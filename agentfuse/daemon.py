@@ -29,6 +29,7 @@ from agentfuse.config import Config
 from agentfuse.control.mountinfo import mounts_at, resolve_mountpoint
 from agentfuse.control.registry import MountRecord, Registry, open_registry
 from agentfuse.control.server import serve as serve_control
+from agentfuse.door.doors import Doors
 from agentfuse.errors import (
     AgentfuseError,
     BusyError,
@@ -41,6 +42,7 @@ from agentfuse.errors import (
 )
 from agentfuse.events.feed import EventFeed, Line
 from agentfuse.events.log import EventLog
+from agentfuse.events.notices import STATUS, Notices
 from agentfuse.fuse.session import Session, SessionOptions, mounted, widen_read_ahead
 from agentfuse.home.observer import Found
 from agentfuse.home.quota import Account
@@ -51,6 +53,7 @@ from agentfuse.sync.backfill import Backfill
 from agentfuse.sync.background import Pace, RegionSync
 from agentfuse.sync.hydration import Hydration
 from agentfuse.sync.keeper import HomeKeeper
+from agentfuse.sync.recovery import owner_of
 from agentfuse.sync.reports import CommitReport
 from agentfuse.sync.synced import told
 
@@ -79,6 +82,9 @@ _MAPPED_BYTES = 1024 * 1024
 
 _RETRY_S = (1.0, 2.0, 4.0, 8.0)
 """How long a flush waits after the first failure to reach the store, the second, and so on."""
+
+_RECENT_EVENTS = 2000
+"""So many, at most, does a new mount find in its ``.agentfuse/``."""
 
 OnReady = Callable[[dict[str, object]], None]
 
@@ -133,13 +139,19 @@ class Mount:
         self._keeper = keeper
         self._registry = registry
         self._reporter = reporter
+        self._doors = Doors(spec.mountpoint, owner_of(config), keeper.ledger)
         self._options = SessionOptions(
-            allow_other=mountpoints.may_allow_other(), xattrs=config.xattrs, extra=config.mount_options
+            allow_other=mountpoints.may_allow_other(),
+            xattrs=config.xattrs,
+            extra=config.mount_options,
+            creator_of=self._doors.creator_of,
+            content_of=self._content_of,
         )
         self._session: Session
         self._hydration = Hydration(keeper.absent)
         self._backfill = Backfill(self._hydration)
         self._hydrating = trio.CancelScope()
+        self._notifying = trio.CancelScope()
         self.failure: AgentfuseError | None = None
         self.was_mounted = False
         self._state = "starting"
@@ -156,6 +168,7 @@ class Mount:
         self._events = EventFeed(
             EventLog(keeper.home.events, keeper.home.tree), execution=spec.execution, agent=spec.agent
         )
+        self._notices = Notices(self._events, self._doors, keeper.ledger, keeper.home.tree)
         self._detach_limiter = trio.CapacityLimiter(2)
 
     async def run(self, on_ready: OnReady) -> None:
@@ -164,6 +177,7 @@ class Mount:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_signals)
                 self._watch_regions()
+                self._notices.prepare(self._events.last(_RECENT_EVENTS))
                 with self._mounted() as session:
                     self._session = session
                     await self._serve(nursery, on_ready)
@@ -253,6 +267,7 @@ class Mount:
     async def _serve(self, nursery: trio.Nursery, on_ready: OnReady) -> None:
         path = self._spec.mountpoint
         minor = self._minor = mounts_at(path)[-1].minor
+        self._doors.device = os.makedev(0, minor)
         try:
             async with trio.open_nursery() as serving:
                 serving.start_soon(self._run_session)
@@ -268,6 +283,7 @@ class Mount:
                 self._registry.publish(self._registered())
                 on_ready(self.status())
                 serving.start_soon(self._hydrate)
+                serving.start_soon(self._notify)
         finally:
             self._state = "flushing"
             self._ended.set()
@@ -280,6 +296,8 @@ class Mount:
                         self._compare_with_events(account)
             self._events.stop()
             with trio.CancelScope(shield=True):
+                async with self._doors.closed():
+                    pass
                 if any(entry.is_ours and entry.minor == minor for entry in mounts_at(path)):
                     await trio.to_thread.run_sync(partial(mountpoints.detach, path, lazy=True))
 
@@ -289,6 +307,17 @@ class Mount:
         except Exception:
             log.exception("the FUSE session broke; what was written is flushed")
         self._hydrating.cancel()
+        self._notifying.cancel()
+
+    async def _notify(self) -> None:
+        with self._notifying:
+            await self._notices.run()
+
+    def _content_of(self, name: bytes) -> bytes | None:
+        """What a file of ``.agentfuse/`` is to hold when it is opened, if it is one that is made then."""
+        if name != STATUS:
+            return None
+        return self._notices.status({"agent": self._spec.agent, "execution": self._spec.execution})
 
     async def _hydrate(self) -> None:
         with self._hydrating:
@@ -394,7 +423,8 @@ class Mount:
 
         if self._is_on_path():
             self._reporter.say(f"unmounting {path}")
-            await trio.to_thread.run_sync(detach, limiter=self._detach_limiter)
+            async with self._doors.closed():
+                await trio.to_thread.run_sync(detach, limiter=self._detach_limiter)
         elif lazy:
             log.warning("%s was detached by somebody else: mapped pages still unwritten are lost", path)
         if lazy:

@@ -6,6 +6,7 @@
     ├─ EnvironmentProblem     EIO      500   69  the machine lacks something we need
     │  └─ MountError          EBUSY    409   73  the mountpoint cannot be used
     ├─ BusyError              EBUSY    409   75  somebody else holds it
+    ├─ ExistsError            EEXIST   409   73  something has that name already
     ├─ NotFoundError          ENOENT   404   66  no such mount, agent, snapshot
     ├─ QuotaExceededError     EDQUOT   507   73  a region's bytes or files are used up
     ├─ StoreError             EIO      502   69  the object store failed or cannot be reached
@@ -77,6 +78,14 @@ class BusyError(AgentfuseError):
     errno = errno.EBUSY
     http_status = 409
     exit_code = 75
+
+
+class ExistsError(AgentfuseError):
+    """Something has that name already."""
+
+    errno = errno.EEXIST
+    http_status = 409
+    exit_code = 73
 
 
 class NotFoundError(AgentfuseError):

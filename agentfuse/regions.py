@@ -57,6 +57,13 @@ class Region:
         return self.name == LOOSE
 
 
+PLATFORM = Region(".agentfuse", Scope.EXECUTION, 2**50, 2**30, root_only=True)
+"""The platform's own directory in a home: everybody may read it, nobody else may change it. No quota counts
+it."""
+
+INCOMING = "incoming"
+"""The directory in it where contents grow until they are whole and get their names in a region."""
+
 DEFAULT_REGIONS: tuple[Region, ...] = (
     Region("shared", Scope.AGENT, 50 * MiB, 50_000, sync=SyncPolicy.CONTINUOUS),
     Region("workspace", Scope.EXECUTION, 500 * MiB, 500_000),

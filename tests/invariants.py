@@ -13,6 +13,7 @@ from mounts import PLAIN, REGIONS, Home
 
 from agentfuse.objectstore import ObjectStore
 from agentfuse.progress import Silent
+from agentfuse.regions import PLATFORM
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.rebase import by_path, is_changed
 from agentfuse.sync.fsck import Checker
@@ -42,6 +43,8 @@ def truth_of(tree: Path, regions: tuple[str, ...] = REGIONS) -> dict[str, Truth]
     truths = {name: Truth() for name in (*regions, LOOSE)}
     root = os.fsencode(tree)
     for name in os.listdir(root):
+        if name == os.fsencode(PLATFORM.name):
+            continue  # no quota counts it
         region = os.fsdecode(name) if os.fsdecode(name) in regions else LOOSE
         top = os.path.join(root, name)
         if region == LOOSE:

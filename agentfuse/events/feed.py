@@ -78,6 +78,12 @@ class EventFeed:
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(2)
 
+    def last(self, limit: int) -> list[Line]:
+        """The newest events, in order. Blocking."""
+        return (
+            list(map(self._line, self._log.read(max(0, self._newest - limit), limit))) if self._newest else []
+        )
+
     # What happens ----------------------------------------------------------------------------------
 
     def observer(self, region: str, look: Look) -> RegionObserver:

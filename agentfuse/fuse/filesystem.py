@@ -76,6 +76,20 @@ class Filesystem:
         self._gives_away = gives_away
         self._allow_devices = allow_devices
 
+    def is_platforms(self, nodeid: int, name: bytes | None = None) -> bool:
+        """Whether an inode, or what a directory has or will have under a name, is the platform's own."""
+        inode = self.inodes.get(nodeid)
+        account = inode.account if name is None else self._account_of(inode, name)
+        return account.is_platforms
+
+    def make_anew(self, inode: Inode, content: bytes) -> None:
+        """Give a file of the platform's own, which is about to be opened, this content."""
+        directory_fd, name = self.inodes.locate(inode)
+        fd = os.open(name, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+        with open(fd, "wb") as file:
+            file.write(content)
+        inode.answer = None
+
     # Looking ---------------------------------------------------------------------------------------
 
     def lookup(self, parent_id: int, name: bytes) -> Entry | None:
@@ -421,7 +435,7 @@ class Filesystem:
         return inode, st
 
     def _refuse_region_root(self, parent: Inode, name: bytes) -> None:
-        if parent is self.inodes.root and name in self.ledger.by_directory:
+        if parent is self.inodes.root and self.ledger.is_root(name):
             raise OSError(errno.EBUSY, "a region's root stays where it is")
 
 

@@ -24,6 +24,7 @@ from agentfuse.fuse.filesystem import NAME_MAX, Caller, Change, Filesystem, Name
 from agentfuse.fuse.handles import Listing
 from agentfuse.fuse.inodes import Inode
 from agentfuse.fuse.names import RENAME_EXCHANGE
+from agentfuse.home.creators import Creator
 from agentfuse.sync.absent import State
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ _BLOCK = 4096
 class Operations(pyfuse3.Operations):
     """Handlers of one mount. ``on_init`` is called once when the kernel has said hello.
 
-    ``free_bytes`` tells what the local disk has left, for statfs.
+    ``free_bytes`` tells what the local disk has left, for statfs; ``creator_of`` for whom a process writes,
+    by its number, if it is a door of ours; ``content_of`` what a file of the platform's own, by its name,
+    is to hold when it is opened, or None.
     """
 
     supports_dot_lookup = False
@@ -54,6 +57,8 @@ class Operations(pyfuse3.Operations):
         *,
         on_init: Callable[[], None],
         free_bytes: Callable[[], int],
+        creator_of: Callable[[int], Creator | None],
+        content_of: Callable[[bytes], bytes | None],
     ) -> None:
         super().__init__()
         self.requests = requests_from_zero()
@@ -66,6 +71,8 @@ class Operations(pyfuse3.Operations):
         self._absent = filesystem.absent.by_ino
         self._on_init = on_init
         self._free_bytes = free_bytes
+        self._creator_of = creator_of
+        self._content_of = content_of
         self._listings: dict[int, Listing] = {}
         self._next_listing = 1
         self._fsync_limiter = trio.CapacityLimiter(8)
@@ -73,6 +80,14 @@ class Operations(pyfuse3.Operations):
     def init(self) -> None:
         """The kernel has said hello: from now on it sends requests."""
         self._on_init()
+
+    def _admit(self, ctx: pyfuse3.RequestContext, nodeid: int, name: bytes | None = None) -> None:
+        """Refuse whoever wants to change what is the platform's own, unless it is a door of ours.
+
+        Permissions would not do: an agent may well be root, or the same user as the daemon.
+        """
+        if self._fs.is_platforms(nodeid, name) and self._creator_of(ctx.pid) is None:
+            raise OSError(errno.EPERM, "the platform's own")
 
     # Names -----------------------------------------------------------------------------------------
 
@@ -90,6 +105,7 @@ class Operations(pyfuse3.Operations):
     def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
+        self._admit(ctx, parent_inode, name)
         return attributes(*self._fs.symlink(parent_inode, name, target, _caller(ctx)))
 
     @handler
@@ -100,26 +116,31 @@ class Operations(pyfuse3.Operations):
     def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
+        self._admit(ctx, new_parent_inode, new_name)
         return attributes(*self._fs.link(inode, new_parent_inode, new_name))
 
     @changing_handler
     def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
+        self._admit(ctx, parent_inode, name)
         return attributes(*self._fs.mknod(parent_inode, name, mode, rdev, _caller(ctx)))
 
     @changing_handler
     def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
+        self._admit(ctx, parent_inode, name)
         return attributes(*self._fs.mkdir(parent_inode, name, stat.S_IMODE(mode), _caller(ctx)))
 
     @changing_handler
     def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._admit(ctx, parent_inode, name)
         self._fs.unlink(parent_inode, name)
 
     @changing_handler
     def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._admit(ctx, parent_inode, name)
         self._fs.rmdir(parent_inode, name)
 
     @slow_handler
@@ -132,6 +153,8 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
+        self._admit(ctx, parent_inode_old, name_old)
+        self._admit(ctx, parent_inode_new, name_new)
         if self.gate.is_closed or self._absent:
             names = ((parent_inode_old, name_old), (parent_inode_new, name_new))
             await self._ready_to_leave(*names, exchange=bool(flags & RENAME_EXCHANGE))
@@ -160,6 +183,7 @@ class Operations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
+        self._admit(ctx, inode)
         node = self._inodes.get(inode)
         if change.size is not None and node.ino in self._absent:
             await self._ready(node, writing=True, emptying=change.size == 0)
@@ -173,6 +197,7 @@ class Operations(pyfuse3.Operations):
 
     @changing_handler
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._admit(ctx, inode)
         self._xattrs.set(inode, name, value)
 
     @handler
@@ -181,6 +206,7 @@ class Operations(pyfuse3.Operations):
 
     @changing_handler
     def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._admit(ctx, inode)
         self._xattrs.remove(inode, name)
 
     @handler
@@ -205,15 +231,20 @@ class Operations(pyfuse3.Operations):
     def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        self._admit(ctx, parent_inode, name)
         inode, st, handle = self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
         return FileInfo(fh=handle), attributes(inode, st)
 
     @slow_handler
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
         node = self._inodes.get(inode)
+        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        if writing or flags & os.O_TRUNC:
+            self._admit(ctx, inode)
         if self.gate.is_closed or node.ino in self._absent:
-            writing = flags & os.O_ACCMODE != os.O_RDONLY
             await self._ready(node, writing=writing, emptying=bool(flags & os.O_TRUNC))
+        if node.account.is_platforms and (content := self._content_of(node.name)) is not None:
+            self._fs.make_anew(node, content)
         return FileInfo(fh=self._content.open(node, flags))
 
     async def _ready(self, inode: Inode, *, writing: bool, emptying: bool) -> None:
@@ -326,7 +357,9 @@ def attributes(inode: Inode, st: os.stat_result) -> EntryAttributes:
     entry = EntryAttributes()
     entry.st_ino = inode.nodeid
     entry.entry_timeout = FOREVER_S
-    entry.attr_timeout = FOREVER_S
+    entry.attr_timeout = (
+        0.0 if inode.account.is_platforms else FOREVER_S
+    )  # those change behind the kernel's back
     mode = st.st_mode
     entry.st_mode = mode
     entry.st_nlink = st.st_nlink

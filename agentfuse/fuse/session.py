@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from agentfuse.fuse.inodes import InodeTable
 from agentfuse.fuse.names import complete_files
 from agentfuse.fuse.operations import Operations
 from agentfuse.fuse.xattrs import Xattrs
+from agentfuse.home.creators import Creator
 from agentfuse.home.observer import Found
 from agentfuse.home.quota import Ledger
 from agentfuse.sync.hydration import Hydration
@@ -30,11 +31,17 @@ _READ_AHEAD_KIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How to mount. ``extra`` are mount options of libfuse's such as dev, suid."""
+    """How to mount. ``extra`` are mount options of libfuse's such as dev, suid.
+
+    ``creator_of``: for whom a process writes, by its number, if it is a door of ours; ``content_of``: what a
+    file of the platform's own, by its name, is to hold when it is opened, or None.
+    """
 
     allow_other: bool
     xattrs: bool
     extra: tuple[str, ...]
+    creator_of: Callable[[int], Creator | None]
+    content_of: Callable[[bytes], bytes | None]
 
 
 class Session:
@@ -61,6 +68,8 @@ class Session:
             hydration,
             on_init=self.ready.set,
             free_bytes=self._free_bytes,
+            creator_of=options.creator_of,
+            content_of=options.content_of,
         )
         hydration.passed = self._operations.gate.passed
         hydration.absent.on_here = self._tell_anew

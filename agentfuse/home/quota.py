@@ -7,20 +7,21 @@ no lock: whoever checks, acts on the local tree and books does so without a chec
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from agentfuse.errors import QuotaExceededError
 from agentfuse.home.changes import Changes
 from agentfuse.home.observer import Observer
-from agentfuse.regions import LOOSE, Region, SyncPolicy
+from agentfuse.regions import LOOSE, PLATFORM, Region, SyncPolicy
 
 
 class Account:
     """Use of one region: logical bytes of its regular files, and inodes that have a name in it.
 
     An inode that is unlinked but still open stays charged until its last close. ``refusals`` counts
-    how often the quota said no. ``changes`` is None for a region that is not synced during the run,
-    ``observer`` for one whose files nobody is told of.
+    how often the quota said no, and ``on_refusal`` is called then with what there was no room for.
+    ``changes`` is None for a region that is not synced during the run, ``observer`` for one whose files
+    nobody is told of.
     """
 
     __slots__ = (
@@ -29,18 +30,22 @@ class Account:
         "changes",
         "files_quota",
         "files_used",
+        "is_platforms",
         "name",
         "observer",
+        "on_refusal",
         "refusals",
     )
 
     def __init__(self, region: Region) -> None:
         self.name = region.name
+        self.is_platforms = region is PLATFORM
         self.bytes_quota = region.bytes_quota
         self.files_quota = region.files_quota
         self.bytes_used = 0
         self.files_used = 0
         self.refusals = 0
+        self.on_refusal: Callable[[Account, str], None] | None = None
         self.changes = Changes() if region.sync is SyncPolicy.CONTINUOUS else None
         self.observer: Observer | None = None
 
@@ -51,6 +56,8 @@ class Account:
     def refuse(self, what: str) -> QuotaExceededError:
         """Count a refusal and return the error to raise."""
         self.refusals += 1
+        if self.on_refusal is not None:
+            self.on_refusal(self, what)
         return QuotaExceededError(f"{self.name}: the quota has no room for {what}")
 
     def require(self, bytes_more: int, files_more: int) -> None:
@@ -83,11 +90,15 @@ class Account:
 
 
 class Ledger:
-    """The accounts of one home: one per region directory, and the loose one for everything else."""
+    """The accounts of one home: one per region directory, and the loose one for everything else.
+
+    ``platform`` is that of the platform's own directory, which is not among them: nobody is told of its use.
+    """
 
     def __init__(self, regions: Iterable[Region]) -> None:
         accounts = {region.name: Account(region) for region in regions}
         self.loose = accounts.pop(LOOSE)
+        self.platform = Account(PLATFORM)
         self.by_directory: dict[bytes, Account] = {name.encode(): a for name, a in accounts.items()}
 
     def accounts(self) -> list[Account]:
@@ -96,4 +107,11 @@ class Ledger:
 
     def of_root_entry(self, name: bytes) -> Account:
         """The account that an entry of the home's root is charged to."""
-        return self.by_directory.get(name, self.loose)
+        return self.by_directory.get(name) or (self.platform if name == _PLATFORM else self.loose)
+
+    def is_root(self, name: bytes) -> bool:
+        """Whether an entry of the home's root is the directory of a region, or the platform's own."""
+        return name in self.by_directory or name == _PLATFORM
+
+
+_PLATFORM = PLATFORM.name.encode()

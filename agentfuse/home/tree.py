@@ -22,7 +22,7 @@ from agentfuse.errors import BusyError, EnvironmentProblem, IntegrityError
 from agentfuse.home.quota import Ledger
 from agentfuse.home.walk import Cursor, clear_tree, join, local_disk, read_directory
 from agentfuse.killpoints import passing
-from agentfuse.regions import Region
+from agentfuse.regions import INCOMING, PLATFORM, Region
 
 # Whoever asks "is it held?" holds the lock for microseconds; whoever really wants it outwaits that.
 _PROBE_PATIENCE_S = 0.25
@@ -117,6 +117,16 @@ class Home:
             path.chmod(region.mode)
             if owner and not region.root_only:
                 os.chown(path, *owner)
+
+    def lay_out_platform(self) -> None:
+        """Make the platform's own directory anew: what was in it told of a mount that is gone."""
+        path = self.tree / PLATFORM.name
+        if path.is_dir():
+            clear_tree(path)
+        else:
+            path.mkdir(mode=PLATFORM.mode)
+        path.chmod(PLATFORM.mode)
+        (path / INCOMING).mkdir(mode=0o700)
 
 
 def list_homes(state: Path) -> list[Home]:
@@ -299,13 +309,14 @@ def inodes_below(directory: int, name: bytes) -> list[int]:
 
 def take_stock(tree: Path, ledger: Ledger) -> None:
     """Set every account to what the tree on disk really holds."""
-    weights = {account.name: Weight() for account in ledger.accounts()}
+    accounts = [*ledger.accounts(), ledger.platform]
+    weights = {account.name: Weight() for account in accounts}
     with Cursor(tree) as cursor:
         for name, found in read_directory(cursor.enter(b"")):
             account = ledger.of_root_entry(name)
             _weigh_from(cursor, name, found, weights[account.name])
             if account is not ledger.loose:
                 weights[account.name].files_used -= 1  # the region's own root
-    for account in ledger.accounts():
+    for account in accounts:
         weight = weights[account.name]
         account.bytes_used, account.files_used = weight.bytes_used, weight.files_used

@@ -67,6 +67,7 @@ class HomeKeeper:
                 memory.resume(self.absent)
         else:
             self._restore()
+        self.home.lay_out_platform()
         take_stock(self.home.tree, self.ledger)
         for account in self.ledger.accounts():
             if account.bytes_used > account.bytes_quota:

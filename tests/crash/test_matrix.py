@@ -47,7 +47,7 @@ def test_nothing_is_lost_whatever_dies_and_whatever_fails(tmp_path: Path) -> Non
 def played(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A seed of one execution and one life that ended in peace, of which nothing runs any more.
 
-    It waited for two syncs, with changes before and behind each: so there are three snapshots or more, on any machine.
+    It waited for two syncs, with changes around each: so there are three snapshots or more, on any machine.
     """
 
     def is_plain(seed: int) -> bool:

@@ -357,19 +357,6 @@ def test_reading_and_writing_large_files_does_not_grow_the_daemon(new_home: Make
     home.umount()
 
 
-def test_an_empty_home_is_ready_in_under_a_second(new_home: Make) -> None:
-    home = new_home().start()  # the first start of a machine also compiles Python's modules
-    home.umount()
-    times = []
-    for _ in range(3):
-        started = time.monotonic()
-        home.start(fresh=True)
-        os.listdir(home.path / "workspace")
-        times.append(time.monotonic() - started)
-        home.umount()
-    assert min(times) < 1.0, times
-
-
 def test_a_mount_loads_nothing_that_a_local_store_does_not_need(new_home: Make) -> None:
     home = new_home()
     home.execution = "imports"

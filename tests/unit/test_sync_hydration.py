@@ -117,7 +117,13 @@ class Mounted:
         self.backfill = Backfill(self.hydration)
         xattrs = Xattrs(self.inodes, enabled=False)
         self.ops = Operations(
-            self.fs, xattrs, self.hydration, on_init=lambda: None, free_bytes=lambda: 1 << 40
+            self.fs,
+            xattrs,
+            self.hydration,
+            on_init=lambda: None,
+            free_bytes=lambda: 1 << 40,
+            creator_of=lambda _pid: None,
+            content_of=lambda _name: None,
         )
         self.hydration.passed = self.ops.gate.passed
 

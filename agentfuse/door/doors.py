@@ -1,0 +1,372 @@
+"""The daemon's side of its doors: it asks them to write into its own mount, and waits on trio.
+
+A thread of the daemon that waited for its own mount could not be killed, nor the daemon with it. What a
+door makes is seen by inotify and held by quotas like everybody's. Knows no FUSE.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from array import array
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import trio
+
+from agentfuse.door import worker
+from agentfuse.errors import (
+    AgentfuseError,
+    BusyError,
+    EnvironmentProblem,
+    ExistsError,
+    NotFoundError,
+    QuotaExceededError,
+    UsageError,
+)
+from agentfuse.home.creators import Creator
+from agentfuse.home.quota import Account, Ledger
+
+MAX_DOORS = 4
+_ANSWER_BYTES = 64 * 1024
+_BREAK_OFF_S = 1.0
+
+_Content = AsyncIterable[bytes] | int
+"""What comes in pieces, or the descriptor of a file."""
+
+OnCollision = Literal["replace", "refuse", "number"]
+"""When the name is taken: what has it is replaced, or stays and the new one is refused, or gets a number."""
+
+
+class Put(NamedTuple):
+    """A file that was put: its path in the region, and its length."""
+
+    path: bytes
+    size_bytes: int
+
+
+class _Door:
+    """One process, that does one thing at a time."""
+
+    def __init__(self, process: subprocess.Popen[bytes], channel: trio.socket.SocketType) -> None:
+        self.process = process
+        self.channel = channel
+
+    async def ask(self, command: dict[str, Any], content: _Content | None) -> dict[str, Any]:
+        """Have a command done; ``content`` comes in pieces, or is a file's descriptor."""
+        packet = json.dumps(command).encode()
+        if isinstance(content, int):
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [content]).tobytes())]
+            await self.channel.sendmsg([packet], rights)
+        else:
+            await self.channel.send(packet)
+        if content is not None and not isinstance(content, int):
+            await self._send(content)
+        answer = await self.channel.recv(_ANSWER_BYTES)
+        if not answer:
+            raise ConnectionResetError
+        done: dict[str, Any] = json.loads(answer)
+        return done
+
+    async def _send(self, content: AsyncIterable[bytes]) -> None:
+        try:
+            async for piece in content:
+                for begin in range(0, len(piece), worker.PACKET):
+                    await self.channel.send(b"D" + piece[begin : begin + worker.PACKET])
+            await self.channel.send(b"E")
+        except BaseException:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _BREAK_OFF_S), _left():
+                await self.channel.send(b"A")
+                await self.channel.recv(_ANSWER_BYTES)
+            raise
+
+    def close(self) -> None:
+        """It ends by itself when the channel is closed; but then it may wait for us, who are ending."""
+        self.channel.close()
+        self.process.kill()
+
+
+class Doors:
+    """All doors of one mount, made when they are needed. The trio thread's.
+
+    ``device``: the mount's, to be set once it is mounted: a door goes nowhere else. ``owner``: uid and gid of
+    whom it makes things for, None: ourselves. Every method raises an AgentfuseError; paths are relative to
+    the region, and no name in them is empty, ``.`` or ``..``.
+    """
+
+    def __init__(self, mountpoint: Path, owner: tuple[int, int] | None, ledger: Ledger) -> None:
+        self.device = 0
+        self._mountpoint = mountpoint
+        self._owner = None if owner is None else list(owner)
+        self._ledger = ledger
+        self._idle: list[_Door] = []
+        self._working: dict[int, Creator] = {}
+        self._open = trio.CapacityLimiter(MAX_DOORS)
+        self._paused = False
+        self._under_way: set[trio.CancelScope] = set()
+        self._none_under_way = trio.Event()
+
+    def creator_of(self, pid: int) -> Creator | None:
+        """For whom a process works now, if it is a door."""
+        return self._working.get(pid)
+
+    async def put(
+        self,
+        region: str,
+        path: bytes,
+        content: AsyncIterable[bytes],
+        *,
+        creator: Creator,
+        size: int | None = None,
+        on_collision: OnCollision = "replace",
+        mode: int = 0o644,
+    ) -> Put:
+        """Make a file of what comes; it appears whole, under its name, or not at all.
+
+        ``size``: its length in bytes, when it is known: too much is then refused at once, and any other
+        length is a ``UsageError``. The directories on the way are made. It is on the local disk then.
+        """
+        account = self._account(region)
+        account.require(size or 0, 0)
+        details: dict[str, object] = {"collision": on_collision, "mode": mode, "durable": True}
+        return await self._put(region, path, creator, _checked(content, size, account), details)
+
+    async def put_fd(
+        self,
+        region: str,
+        path: bytes,
+        fd: int,
+        *,
+        creator: Creator,
+        on_collision: OnCollision = "number",
+        mode: int = 0o644,
+    ) -> Put:
+        """Make a file, durably, of one that is open for reading and not in the mount.
+
+        ``BusyError`` when that one changes meanwhile. The descriptor stays the caller's.
+        """
+        self._account(region).require(os.fstat(fd).st_size, 0)
+        details: dict[str, object] = {"collision": on_collision, "mode": mode, "durable": True}
+        return await self._put(region, path, creator, fd, details)
+
+    async def append(self, region: str, path: bytes, data: bytes, *, mode: int = 0o644) -> None:
+        """Add to the end of a file of the platform's own, which is made when it is missing."""
+        await self._ask("append", region, path, Creator.SYSTEM, _once(data), mode=mode)
+
+    async def replace(self, region: str, path: bytes, data: bytes, *, mode: int = 0o644) -> None:
+        """Make a file of the platform's own, which is not worth waiting for the disk."""
+        details: dict[str, object] = {"collision": "replace", "mode": mode, "durable": False}
+        await self._put(region, path, Creator.SYSTEM, _once(data), details)
+
+    async def remove(self, region: str, path: bytes, *, creator: Creator, recursive: bool = False) -> None:
+        """Remove a file or a directory, which is empty unless ``recursive``."""
+        await self._ask("remove", region, path, creator, recursive=recursive)
+
+    async def mkdir(self, region: str, path: bytes, *, creator: Creator) -> None:
+        """Make a directory, and those on the way."""
+        await self._ask("mkdir", region, path, creator)
+
+    async def move(
+        self,
+        old: tuple[str, bytes],
+        new: tuple[str, bytes],
+        *,
+        creator: Creator,
+        on_collision: OnCollision = "refuse",
+    ) -> bytes:
+        """Give a file or directory, a (region, path), another name; return the path that it got."""
+        to = self._joined(*new)
+        done = await self._ask("move", *old, creator, to=to, collision=on_collision)
+        return _beside(new[1], done)
+
+    @contextlib.asynccontextmanager
+    async def closed(self) -> AsyncIterator[None]:
+        """Break off what is under way and end all doors; nobody gets through until this is left."""
+        self._paused = True
+        try:
+            while self._under_way:
+                for scope in self._under_way:
+                    scope.cancel()
+                self._none_under_way = trio.Event()
+                await self._none_under_way.wait()
+            for door in self._idle:
+                await _end(door)
+            self._idle.clear()
+            yield
+        finally:
+            self._paused = False
+
+    async def _put(
+        self, region: str, path: bytes, creator: Creator, content: _Content, details: dict[str, object]
+    ) -> Put:
+        is_fd = isinstance(content, int)
+        done = await self._ask("put", region, path, creator, content, from_fd=is_fd, **details)
+        return Put(_beside(path, done), done["size"])
+
+    async def _ask(
+        self,
+        what: str,
+        region: str,
+        path: bytes,
+        creator: Creator,
+        content: _Content | None = None,
+        **details: object,
+    ) -> dict[str, Any]:
+        where = self._joined(region, path)
+        command = {"do": what, "path": where, "owner": self._owner, **details}
+        with trio.CancelScope() as scope:
+            if self._paused:
+                raise _unmounting()
+            self._under_way.add(scope)
+            try:
+                async with self._open:
+                    done = await self._through_a_door(command, creator, content)
+                    if "errno" in done:
+                        raise _error(done["errno"], where)
+                    return done
+            finally:
+                self._under_way.discard(scope)
+                if not self._under_way:
+                    self._none_under_way.set()
+        raise _unmounting()
+
+    async def _through_a_door(
+        self, command: dict[str, Any], creator: Creator, content: _Content | None
+    ) -> dict[str, Any]:
+        door = self._idle.pop() if self._idle else await self._make()
+        self._working[door.process.pid] = creator
+        is_whole = False
+        try:
+            done = await door.ask(command, content)
+            is_whole = True
+        except (ConnectionError, ValueError) as error:
+            raise EnvironmentProblem(
+                f"{command['path']}: the process that writes into the mount has died", hint="try again"
+            ) from error
+        finally:
+            del self._working[door.process.pid]
+            if is_whole and not self._idle:
+                self._idle.append(door)
+            else:
+                with trio.CancelScope(shield=True):
+                    await _end(door)
+        return done
+
+    def _account(self, region: str) -> Account:
+        for account in (*self._ledger.accounts(), self._ledger.platform):
+            if account.name == region:
+                return account
+        names = ", ".join(account.name for account in self._ledger.accounts())
+        raise NotFoundError(f"there is no region {region!r}", hint=f"there are {names}")
+
+    def _joined(self, region: str, path: bytes) -> str:
+        """The path from the home's root."""
+        names = path.split(b"/")
+        if b"\0" in path or any(name in {b"", b".", b".."} for name in names):
+            raise UsageError(
+                f"{os.fsdecode(path)!r} is not the path of a file in a region",
+                hint="write it like reports/a.csv",
+            )
+        if self._account(region) is not self._ledger.loose:
+            names.insert(0, region.encode())
+        elif self._ledger.is_root(names[0]):
+            raise UsageError(f"{os.fsdecode(path)!r} is not loose in the home", hint="name its region")
+        return b"/".join(names).decode("utf-8", "surrogateescape")
+
+    async def _make(self) -> _Door:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            command = [
+                *(sys.executable, "-I", "-S", worker.__file__),
+                *(str(theirs.fileno()), str(self._mountpoint), str(self.device)),
+            ]
+            try:
+                process = await trio.to_thread.run_sync(_start, command, theirs.fileno())
+            except OSError as error:
+                ours.close()
+                raise EnvironmentProblem(f"cannot start a process: {error.strerror}") from error
+        return _Door(process, trio.socket.from_stdlib_socket(ours))
+
+
+def _start(command: list[str], channel: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[channel],
+        cwd="/",
+        start_new_session=True,
+    )
+
+
+async def _end(door: _Door) -> None:
+    door.close()
+    await trio.to_thread.run_sync(door.process.wait, abandon_on_cancel=True)
+
+
+@contextlib.contextmanager
+def _left() -> Iterator[None]:
+    with contextlib.suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+        yield
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def _checked(content: AsyncIterable[bytes], size: int | None, account: Account) -> AsyncIterator[bytes]:
+    """The content, as long as it is what was announced and the region has room for it."""
+    sent = 0
+    async for piece in content:
+        sent += len(piece)
+        if size is not None and sent > size:
+            break
+        if size is None:
+            account.require(sent, 0)
+        yield piece
+    if size is not None and sent != size:
+        raise UsageError(
+            f"the content has {'more' if sent > size else 'fewer'} than the {size} bytes announced"
+        )
+
+
+def _beside(path: bytes, done: dict[str, Any]) -> bytes:
+    """The path with the name that it really got."""
+    directory, slash, _ = path.rpartition(b"/")
+    name: str = done["name"]
+    return directory + slash + name.encode("utf-8", "surrogateescape")
+
+
+def _unmounting() -> BusyError:
+    return BusyError("the home is being unmounted", hint="mount it again")
+
+
+_ERRORS: dict[int, tuple[type[AgentfuseError], str]] = {
+    errno.EDQUOT: (QuotaExceededError, "the quota of its region has no room for it"),
+    errno.ENOENT: (NotFoundError, "there is no such file"),
+    errno.EEXIST: (ExistsError, "there is one already"),
+    errno.ENOTCONN: (BusyError, "the home is being unmounted"),
+    errno.EBUSY: (BusyError, "it is still being written, or a region's own directory"),
+    errno.EPERM: (UsageError, "it belongs to the platform"),
+    errno.ENOTDIR: (UsageError, "a directory on the way is not one"),
+    errno.ELOOP: (UsageError, "a directory on the way is a symbolic link"),
+    errno.EISDIR: (UsageError, "it is a directory"),
+    errno.ENOTEMPTY: (UsageError, "the directory is not empty"),
+    errno.EINVAL: (UsageError, "it cannot be moved into itself"),
+    errno.EXDEV: (UsageError, "it has hard links, which do not cross regions"),
+    errno.ENAMETOOLONG: (
+        UsageError,
+        "a name is longer than 255 bytes, or directories are nested too deeply",
+    ),
+}
+
+
+def _error(code: int, where: str) -> AgentfuseError:
+    kind, what = _ERRORS.get(code, (EnvironmentProblem, os.strerror(code)))
+    return kind(f"{ascii(where)[1:-1]}: {what}")

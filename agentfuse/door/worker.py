@@ -1,0 +1,265 @@
+"""What a door does: one command after another, on the mount, in a process of its own.
+
+Run as a script with ``-I -S``, so it knows the standard library only, and starts in some ten milliseconds.
+Its socket (SOCK_SEQPACKET) brings JSON, or content behind ``D``, its end ``E``, or ``A`` to break off; it
+answers each command with one packet of JSON. Keeps no descriptor of the mount between two commands, so it
+is never in the way of an unmount. Never follows a symlink below the mountpoint.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+PACKET = 64 * 1024
+"""Most content in one packet."""
+
+INCOMING = (b".agentfuse", b"incoming")
+"""Where contents grow until they are whole: the agent cannot get there, and no region pays."""
+
+_MOST_NUMBERS = 10_000
+_RENAME_NOREPLACE = 1
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _BrokenOff(Exception):  # noqa: N818  # not an error: whoever sent the content gave up
+    pass
+
+
+class Worker:
+    """One door. ``mountpoint`` is followed to the mount with the number ``device``, or not at all."""
+
+    def __init__(self, channel: socket.socket, mountpoint: bytes, device: int) -> None:
+        self._channel = channel
+        self._mountpoint = mountpoint
+        self._device = device
+        self._fds: list[int] = []
+
+    def serve(self) -> None:
+        """Do what is asked until the daemon is gone."""
+        while True:
+            data, ancillary, _, _ = self._channel.recvmsg(PACKET + 1, socket.CMSG_SPACE(4))
+            if not data:
+                return
+            self._fds = [fd for _, _, each in ancillary for fd in array.array("i", each)]
+            if data[:1] in {b"D", b"E", b"A"}:
+                continue  # the rest of what was broken off here
+            try:
+                answer = self._do(json.loads(data))
+            except OSError as error:
+                answer = {"errno": error.errno or errno.EIO}
+            except _BrokenOff:
+                answer = {"errno": errno.ECANCELED}
+            except RecursionError:
+                answer = {"errno": errno.ENAMETOOLONG}  # thousands of directories in each other
+            finally:
+                for fd in self._fds:
+                    os.close(fd)
+            self._channel.send(json.dumps(answer).encode())
+
+    def _do(self, command: dict[str, Any]) -> dict[str, Any]:
+        owner: list[int] | None = command.get("owner")
+        with self._root() as root:
+            match command["do"]:
+                case "put":
+                    return self._put(root, command, owner)
+                case "append":
+                    return self._append(root, command)
+                case "move":
+                    with (
+                        _parent(root, command["path"]) as (old_fd, old),
+                        _parent(root, command["to"], owner=owner, makes=True) as (new_fd, new),
+                    ):
+                        return {"name": _text(_place(old_fd, old, new_fd, new, command["collision"]))}
+                case "mkdir":
+                    with _parent(root, command["path"], owner=owner, makes=True) as (fd, name):
+                        _mkdir(fd, name, owner)
+                case "remove":
+                    with _parent(root, command["path"]) as (fd, name):
+                        _remove(fd, name, recursive=command["recursive"])
+        return {}
+
+    @contextlib.contextmanager
+    def _root(self) -> Iterator[int]:
+        fd = os.open(self._mountpoint, _DIRECTORY)
+        try:
+            if os.fstat(fd).st_dev != self._device:
+                raise OSError(errno.ENOTCONN, "not mounted any more")
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _put(self, root: int, command: dict[str, Any], owner: list[int] | None) -> dict[str, Any]:
+        with (
+            _parent(root, command["path"], owner=owner, makes=True) as (fd, name),
+            _directory(root, INCOMING) as incoming,
+        ):
+            own = b"%d" % os.getpid()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(own, dir_fd=incoming)
+            content = os.open(own, _NEW, 0o600, dir_fd=incoming)
+            try:
+                try:
+                    self._receive(content, from_fd=command["from_fd"])
+                    if owner:
+                        os.fchown(content, *owner)
+                    os.fchmod(content, command["mode"])
+                    if command["durable"]:
+                        os.fsync(content)
+                    size_bytes = os.fstat(content).st_size
+                finally:
+                    os.close(content)  # before it gets its name: nobody writes it any more
+                placed = _place(incoming, own, fd, name, command["collision"])
+            except BaseException:
+                os.unlink(own, dir_fd=incoming)
+                raise
+            if command["durable"]:
+                os.fsync(fd)
+        return {"name": _text(placed), "size": size_bytes}
+
+    def _append(self, root: int, command: dict[str, Any]) -> dict[str, Any]:
+        with _parent(root, command["path"]) as (directory, name):
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, command["mode"], dir_fd=directory)
+            before = os.fstat(fd).st_size
+            try:
+                self._receive(fd, from_fd=False)
+            except BaseException:
+                os.ftruncate(fd, before)  # whole lines or none
+                raise
+            finally:
+                os.close(fd)
+        return {}
+
+    def _receive(self, fd: int, *, from_fd: bool) -> None:
+        if from_fd:
+            _copy(self._fds[0], fd)
+            return
+        while (data := self._channel.recv(PACKET + 1))[:1] == b"D":
+            _write(fd, memoryview(data)[1:])
+        if data != b"E":
+            raise _BrokenOff
+
+
+@contextlib.contextmanager
+def _directory(
+    root: int, names: tuple[bytes, ...], *, owner: list[int] | None = None, makes: bool = False
+) -> Iterator[int]:
+    """The descriptor of a directory; ``makes``: what is missing on the way is made, and given away."""
+    fd = os.open(b".", _DIRECTORY, dir_fd=root)
+    try:
+        for name in names:
+            try:
+                below = os.open(name, _DIRECTORY, dir_fd=fd)
+            except FileNotFoundError:
+                if not makes:
+                    raise
+                with contextlib.suppress(FileExistsError):
+                    _mkdir(fd, name, owner)
+                below = os.open(name, _DIRECTORY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _parent(
+    root: int, path: str, *, owner: list[int] | None = None, makes: bool = False
+) -> Iterator[tuple[int, bytes]]:
+    *names, name = path.encode("utf-8", "surrogateescape").split(b"/")
+    with _directory(root, tuple(names), owner=owner, makes=makes) as fd:
+        yield fd, name
+
+
+def _mkdir(fd: int, name: bytes, owner: list[int] | None) -> None:
+    os.mkdir(name, 0o755, dir_fd=fd)
+    if owner:
+        os.chown(name, *owner, dir_fd=fd, follow_symlinks=False)
+
+
+def _place(old_fd: int, old: bytes, new_fd: int, new: bytes, collision: str) -> bytes:
+    """Give what is ``old`` its name, or on ``number`` the first of ``name (1).ext``, ... that is free."""
+    if collision == "replace":
+        os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+        return new
+    for number in range(_MOST_NUMBERS if collision == "number" else 1):
+        name = _numbered(new, number) if number else new
+        if _libc.renameat2(old_fd, old, new_fd, name, _RENAME_NOREPLACE) == 0:
+            return name
+        code = ctypes.get_errno()
+        if code != errno.EEXIST:
+            raise OSError(code, os.strerror(code))
+    raise OSError(errno.EEXIST, "the name is taken")
+
+
+def _numbered(name: bytes, number: int) -> bytes:
+    stem, dot, suffix = name.rpartition(b".")
+    if not stem or len(suffix) > 16:
+        stem, dot, suffix = name, b"", b""
+    tail = b" (%d)%s%s" % (number, dot, suffix)
+    stem = stem[: 255 - len(tail)]
+    # A character is not cut in half.
+    with contextlib.suppress(UnicodeDecodeError):
+        name.decode()
+        stem = stem.decode(errors="ignore").encode()
+    return stem + tail
+
+
+def _remove(fd: int, name: bytes, *, recursive: bool) -> None:
+    if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+        os.unlink(name, dir_fd=fd)
+    elif recursive:
+        import shutil  # noqa: PLC0415  # takes as long to import as all the rest
+
+        shutil.rmtree(name, dir_fd=fd)
+    else:
+        os.rmdir(name, dir_fd=fd)
+
+
+def _copy(source: int, target: int) -> None:
+    """The whole file ``source``; ``OSError(EBUSY)`` when it changes meanwhile."""
+    before = os.fstat(source)
+    offset = 0
+    while data := os.pread(source, 1024 * 1024, offset):
+        _write(target, memoryview(data))
+        offset += len(data)
+    after = os.fstat(source)
+    if offset != before.st_size or (after.st_size, after.st_mtime_ns) != (offset, before.st_mtime_ns):
+        raise OSError(errno.EBUSY, "it is still being written")
+
+
+def _write(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def main() -> None:
+    """``worker.py FD MOUNTPOINT DEVICE``"""
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the daemon, which ends us when it is done
+        signal.signal(number, signal.SIG_IGN)
+    os.umask(0)
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    with contextlib.suppress(ConnectionError):
+        Worker(channel, os.fsencode(sys.argv[2]), int(sys.argv[3])).serve()
+
+
+if __name__ == "__main__":
+    main()
