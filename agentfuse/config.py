@@ -16,15 +16,20 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from agentfuse import bindings
 from agentfuse.errors import ConfigError, UsageError
 from agentfuse.regions import DEFAULT_REGIONS, LOOSE, Region, Scope, SyncPolicy
+from agentfuse.values import absolute_path, shown, yes_no
 
 DEFAULT_PATH = Path("/etc/agentfuse/config.toml")
 MOUNT_OPTIONS = ("dev", "suid", "noexec")
 """Mount options that change something: ``nodev,nosuid`` are our default, FUSE keeps no atime of its own."""
+
+_T = TypeVar("_T")
 
 _MAX_FILE_BYTES = 1024 * 1024
 _MAX_QUOTA = 2**60
@@ -68,6 +73,8 @@ class Config:
     checkpoint_interval_s: float
     flush_timeout_s: float
     cache_bytes: int
+    webhooks: tuple[bindings.Webhook, ...] = ()
+    inboxes: tuple[bindings.Inbox, ...] = ()
 
 
 def load_config(path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
@@ -104,15 +111,15 @@ def parse_size(value: object) -> int:
     """Bytes of ``"50MiB"``, ``"500MB"``, ``"1.5GiB"`` or a plain integer; ValueError that names the fix."""
     fix = 'write it like "50MiB", "500MB", "1.5GiB" or 52428800'
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"{_shown(value)} is not a size; {fix}")  # noqa: TRY004 -- the file's mistake, not ours
+        raise ValueError(f"{shown(value)} is not a size; {fix}")  # noqa: TRY004 -- the file's mistake, not ours
     if isinstance(value, str):
         match = _SIZE.fullmatch(value.strip())
         unit = _SIZE_UNITS.get(match[2].lower()) if match else None
         if match is None or unit is None:
-            raise ValueError(f"{_shown(value)} is not a size; {fix}")
+            raise ValueError(f"{shown(value)} is not a size; {fix}")
         value = int(Decimal(match[1]) * unit)
     if not 0 <= value <= _MAX_QUOTA:
-        raise ValueError(f"{_shown(value)} is out of range; it must be between 0 and 1024PiB")
+        raise ValueError(f"{shown(value)} is out of range; it must be between 0 and 1024PiB")
     return value
 
 
@@ -120,7 +127,7 @@ def parse_duration(value: object) -> float:
     """Seconds of ``"24h"``, ``"5s"``, ``"1.5d"``, ``"250ms"``; ValueError that names the fix."""
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(f'{_shown(value)} is not a duration; write it like "24h", "30m" or "5s"')
+        raise ValueError(f'{shown(value)} is not a duration; write it like "24h", "30m" or "5s"')
     return float(match[1]) * _DURATION_UNITS[match[2]]
 
 
@@ -128,7 +135,7 @@ def parse_interval(value: object) -> float:
     """As :func:`parse_duration`, 100 ms at least: below it the store would hear of nothing else."""
     seconds = parse_duration(value)
     if seconds < _MIN_INTERVAL_S:
-        raise ValueError(f'{_shown(value)} is too short; write "{_MIN_INTERVAL_S * 1000:g}ms" or more')
+        raise ValueError(f'{shown(value)} is too short; write "{_MIN_INTERVAL_S * 1000:g}ms" or more')
     return seconds
 
 
@@ -155,43 +162,35 @@ def _parse_id(kind: str, text: str) -> str:
     if _ID.fullmatch(text):
         return text
     raise UsageError(
-        f"{_shown(text)} cannot be an {kind} id",
+        f"{shown(text)} cannot be an {kind} id",
         hint="use 1 to 128 letters, digits, dots, underscores or dashes, the first a letter or digit",
     )
-
-
-def _shown(value: object) -> str:
-    """A value of somebody else's, quoted, without control characters and never long."""
-    text = ascii(value) if not isinstance(value, str) else '"' + ascii(value)[1:-1] + '"'
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _store(value: object) -> str:
     if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://.", value):
         return value
-    raise ValueError(f'{_shown(value)} is not a store URL; write it like "file:///var/lib/agentfuse/store"')
+    raise ValueError(f'{shown(value)} is not a store URL; write it like "file:///var/lib/agentfuse/store"')
 
 
 def _state(value: object) -> Path:
-    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
-        raise ValueError(f'{_shown(value)} is not an absolute path; write it like "/var/lib/agentfuse"')
-    return Path(os.path.normpath(value))
+    return absolute_path(value, "/var/lib/agentfuse")
 
 
 def _owner(value: object) -> tuple[int, int]:
     user, colon, group = value.partition(":") if isinstance(value, str) else ("", "", "")
     if not (user and colon and group):
-        raise ValueError(f'{_shown(value)} is not an owner; write it like "1000:1000" or "agent:agent"')
+        raise ValueError(f'{shown(value)} is not an owner; write it like "1000:1000" or "agent:agent"')
     try:
         uid = int(user) if user.isdecimal() and user.isascii() else pwd.getpwnam(user).pw_uid
     except (KeyError, ValueError):
-        raise ValueError(f"no user {_shown(user)} on this host; create it or write its number") from None
+        raise ValueError(f"no user {shown(user)} on this host; create it or write its number") from None
     try:
         gid = int(group) if group.isdecimal() and group.isascii() else grp.getgrnam(group).gr_gid
     except (KeyError, ValueError):
-        raise ValueError(f"no group {_shown(group)} on this host; create it or write its number") from None
+        raise ValueError(f"no group {shown(group)} on this host; create it or write its number") from None
     if max(uid, gid) > _MAX_ID:
-        raise ValueError(f"{_shown(value)} is out of range; ids end at {_MAX_ID}")
+        raise ValueError(f"{shown(value)} is out of range; ids end at {_MAX_ID}")
     if os.geteuid() != 0 and (uid, gid) != (os.geteuid(), os.getegid()):
         raise ValueError(
             f"only root can give a home to {uid}:{gid}; run as root or leave the key out "
@@ -200,43 +199,37 @@ def _owner(value: object) -> tuple[int, int]:
     return uid, gid
 
 
-def _yes_no(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError(f"{_shown(value)} is neither true nor false; write true or false, without quotes")
-
-
 def _mount_options(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f'{_shown(value)} is not a list of options; write it like ["dev", "suid"]')
+        raise ValueError(f'{shown(value)} is not a list of options; write it like ["dev", "suid"]')
     options = [part.strip() for item in value for part in item.split(",")]
     for option in options:
         if option not in MOUNT_OPTIONS:
             raise ValueError(
-                f"option {_shown(option)} is not supported; allowed are {', '.join(MOUNT_OPTIONS)}"
+                f"option {shown(option)} is not supported; allowed are {', '.join(MOUNT_OPTIONS)}"
             )
         if os.geteuid() != 0 and option in {"dev", "suid"}:
-            raise ValueError(f"option {_shown(option)} is for root only; leave it out or run as root")
+            raise ValueError(f"option {shown(option)} is for root only; leave it out or run as root")
     return tuple(dict.fromkeys(options))
 
 
 def _file_count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_QUOTA:
-        raise ValueError(f"{_shown(value)} is not a number of files; write a plain number like 50000")
+        raise ValueError(f"{shown(value)} is not a number of files; write a plain number like 50000")
     return value
 
 
 def _mode(value: object) -> int:
     if isinstance(value, str) and re.fullmatch(r"(0o?)?[0-7]{3,4}", value):
         return int(value.replace("o", ""), 8)
-    raise ValueError(f'{_shown(value)} is not a mode; write it in octal, as text, like "0755"')
+    raise ValueError(f'{shown(value)} is not a mode; write it in octal, as text, like "0755"')
 
 
 def _scope(value: object) -> Scope:
     if value == "execution":
         return Scope.EXECUTION
     raise ValueError(
-        f'{_shown(value)} is not a scope that a region of yours can have; write "execution" '
+        f'{shown(value)} is not a scope that a region of yours can have; write "execution" '
         "(what must survive an execution belongs into shared)"
     )
 
@@ -245,14 +238,14 @@ def _sync(value: object) -> SyncPolicy:
     try:
         return SyncPolicy(value)  # type: ignore[arg-type]  # that is what is being found out
     except ValueError:
-        raise ValueError(f'{_shown(value)} is not one of "never", "at_end" and "continuous"') from None
+        raise ValueError(f'{shown(value)} is not one of "never", "at_end" and "continuous"') from None
 
 
 _TOP: dict[str, Callable[[object], Any]] = {
     "store": _store,
     "state": _state,
     "owner": _owner,
-    "xattrs": _yes_no,
+    "xattrs": yes_no,
     "keep_ended": parse_duration,
     "mount_options": _mount_options,
     "sync_delay": parse_interval,
@@ -265,7 +258,7 @@ _REGION: dict[str, tuple[Callable[[object], Any], str]] = {
     "bytes": (parse_size, "bytes_quota"),
     "files": (_file_count, "files_quota"),
     "mode": (_mode, "mode"),
-    "notify": (_yes_no, "notify"),
+    "notify": (yes_no, "notify"),
     "scope": (_scope, "scope"),
     "sync": (_sync, "sync"),
 }
@@ -277,6 +270,8 @@ class _Reading:
 
     values: dict[str, Any] = field(default_factory=dict)
     regions: dict[str, Region] = field(default_factory=lambda: {r.name: r for r in DEFAULT_REGIONS})
+    webhooks: list[bindings.Webhook] = field(default_factory=list)
+    inboxes: list[bindings.Inbox] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     lines: dict[str, int] = field(default_factory=dict)
     path: Path | None = None
@@ -289,15 +284,22 @@ class _Reading:
                 return
             path = DEFAULT_PATH
         self.path = path
-        for key, value in self._parse(path).items():
+        parsed = self._parse(path)
+        bound = {key: parsed.pop(key) for key in ("webhooks", "inbox") if key in parsed}
+        for key, value in parsed.items():
             if key == "regions":
                 self._region_tables(value)
             elif key in _TOP:
                 self.top(key, value, self._where(key))
             else:
                 self.problems.append(
-                    f"{self._where(key)}: there is no such key; {_did_you_mean(key, [*_TOP, 'regions'])}"
+                    f"{self._where(key)}: there is no such key; {_did_you_mean(key, [*_TOP, *_TABLES])}"
                 )
+        if "webhooks" in bound:  # these name regions
+            keys = bindings.WEBHOOK_KEYS
+            self.webhooks = self._entries("webhooks", bound["webhooks"], keys, bindings.webhook)
+        if "inbox" in bound:
+            self.inboxes = self._entries("inbox", bound["inbox"], bindings.INBOX_KEYS, bindings.inbox)
 
     def top(self, key: str, value: object, where: str) -> None:
         self._note(where, lambda: self.values.__setitem__(key, _TOP[key](value)))
@@ -318,6 +320,8 @@ class _Reading:
             checkpoint_interval_s=self.values.get("checkpoint_interval", 15.0),
             flush_timeout_s=self.values.get("flush_timeout", 60.0),
             cache_bytes=self.values.get("cache_size", 1024**3),
+            webhooks=tuple(self.webhooks),
+            inboxes=tuple(self.inboxes),
         )
 
     def _default_state(self, environ: Mapping[str, str]) -> Path | None:
@@ -358,6 +362,33 @@ class _Reading:
         self.lines = _key_lines(text)
         return parsed
 
+    def _entries(
+        self,
+        key: str,
+        tables: object,
+        parsers: Mapping[str, Callable[[object], Any]],
+        build: Callable[[Mapping[str, Any], Mapping[str, Region], list[_T]], _T],
+    ) -> list[_T]:
+        """The entries of an array of tables; an entry with a mistake is left out."""
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            self.problems.append(f"{self._where(key)}: must hold tables; write [[{key}]] and its keys below")
+            return []
+        entries: list[_T] = []
+        for number, table in enumerate(tables):
+            before = len(self.problems)
+            values: dict[str, Any] = {}
+            for name, value in table.items():
+                at = self._where(f"{key}[{number}].{name}")
+                if name not in parsers:
+                    self.problems.append(f"{at}: there is no such key; {_did_you_mean(name, list(parsers))}")
+                else:
+                    values[name] = self._note(at, partial(parsers[name], value))
+            if len(self.problems) == before:
+                where = self._where(f"{key}[{number}]")
+                entry = self._note(where, partial(build, values, self.regions, entries))
+                entries += [] if entry is None else [entry]
+        return entries
+
     def _region_tables(self, tables: object) -> None:
         if not isinstance(tables, dict):
             self.problems.append(f"{self._where('regions')}: must hold tables, like [regions.shared]")
@@ -391,7 +422,7 @@ class _Reading:
             return self.regions[name]
         if not _REGION_NAME.fullmatch(name):
             self.problems.append(
-                f"{where}: {_shown(name)} cannot name a region; use 1 to 64 letters, digits, dashes "
+                f"{where}: {shown(name)} cannot name a region; use 1 to 64 letters, digits, dashes "
                 "or underscores, the first a letter"
             )
         elif "scope" not in table:
@@ -419,14 +450,15 @@ class _Reading:
         known = key
         while known and known not in self.lines:
             known = known.rpartition(".")[0]
-        shown = key if key.isprintable() and len(key) <= 100 else _shown(key)
-        return f"{self.path}:{self.lines[known]}: {shown}" if known else f"{self.path}: {shown}"
+        name = key if key.isprintable() and len(key) <= 100 else shown(key)
+        return f"{self.path}:{self.lines[known]}: {name}" if known else f"{self.path}: {name}"
 
 
 _ALWAYS = {
     "shared": "the agent's memory is always synced continuously",
     LOOSE: "what lies loose in a home is scratch and never synced",
 }
+_TABLES = ("regions", "webhooks", "inbox")
 _DEFAULT_NAMES = tuple(region.name for region in DEFAULT_REGIONS)
 
 
@@ -441,11 +473,16 @@ def _key_lines(text: str) -> dict[str, int]:
     What it misses (inline tables, keys inside multi-line strings) only costs a less exact line.
     """
     lines: dict[str, int] = {}
+    entries: dict[str, int] = {}  # of each array of tables, the number of the last
     table = ""
     for number, line in enumerate(text.split("\n"), 1):
-        if match := re.match(r"""\s*\[\[?([^\]#]+)\]""", line):
-            table = _dotted(match[1])
+        if match := re.match(r"""\s*\[(\[?)([^\]#]+)\]""", line):
+            table = _dotted(match[2])
             lines.setdefault(table, number)
+            if match[1]:
+                entries[table] = entries.get(table, -1) + 1
+                table = f"{table}[{entries[table]}]"
+                lines[table] = number
         elif match := re.match(
             r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""", line
         ):

@@ -184,6 +184,8 @@ def test_a_hostile_file_is_one_clear_mistake(tmp_path: Path, text: bytes) -> Non
         "flush_timeout",
         "cache_size",
         "regions",
+        "webhooks",
+        "inbox",
     ],
 )
 @pytest.mark.parametrize("value", ["-1", "1.5", '""', '"\\u001b[2J"', "[1]", "{a = 1}", "1979-05-27", "nan"])
@@ -305,3 +307,68 @@ def test_a_region_of_the_execution_can_be_kept_but_memory_always_is_and_scratch_
 def test_an_interval_that_would_never_let_the_store_rest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match='sync_delay: "1ms" is too short; write "100ms" or more'):
         load(tmp_path, 'sync_delay = "1ms"\n')
+
+
+HOOK = '[[webhooks]]\nurl = "https://user.example/hook?token=s3cret"\nsecret_file = "/etc/secret"\n'
+
+
+def test_webhooks_hear_of_all_that_notifies_unless_told_otherwise(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        f'{HOOK}{HOOK}name = "second"\nregions = ["big"]\nkinds = ["arrived"]\n'
+        '[regions.big]\nscope = "execution"\nbytes = 1\nnotify = true\n',
+    )
+    first, second = settings.webhooks
+    assert (first.name, first.regions) == ("user.example", ("downloads", "uploads", "big"))
+    assert (second.name, second.regions, second.kinds) == ("second", ("big",), ("arrived",))
+    assert "s3cret" not in repr(settings)
+
+
+def test_plain_http_is_for_this_host_or_for_those_who_insist(tmp_path: Path) -> None:
+    for url in ("http://localhost:1/", "http://127.0.0.9:1/", "http://[::1]:1/"):
+        assert load(tmp_path, f'[[webhooks]]\nurl = "{url}"\nsecret_env = "S"\n').webhooks[0].is_local
+    far = '[[webhooks]]\nurl = "http://far.example:1/"\nsecret_env = "S"\n'
+    assert not load(tmp_path, far + "allow_http = true\n").webhooks[0].is_local
+    assert "allow_http" in mistakes(tmp_path, far)[0]
+
+
+def test_mistakes_in_webhooks_and_inboxes_have_their_lines_and_show_no_secret(tmp_path: Path) -> None:
+    found = mistakes(
+        tmp_path,
+        '[[webhooks]]\nurl = "https://me:s3cret@x.example/"\nsecret = "s3cret"\n'
+        '[[webhooks]]\nurl = "ftp://s3cret"\nsecret_env = "s3cret!"\n'
+        '[[webhooks]]\nurl = "https://x.example/"\n'
+        f'{HOOK}regions = ["shared"]\n{HOOK}{HOOK}kinds = ["came"]\n{HOOK}'
+        '[[inbox]]\ndirectory = "in"\nregion = "downloads"\n[[inbox]]\nregion = "downloads"\n'
+        '[[inbox]]\ndirectory = "/in"\nregion = "home"\n'
+        '[[inbox]]\ndirectory = "/in"\nregion = "uploads"\n'
+        '[[inbox]]\ndirectory = "/in/below"\nregion = "downloads"\ncreator = "me"\n'
+        '[[inbox]]\ndirectory = "/in/below"\nregion = "downloads"\n',
+    )
+    expected = [
+        ("2: webhooks[0].url:", "user or a password"),
+        ("3: webhooks[0].secret:", "did you mean secret_"),
+        ("5: webhooks[1].url:", "https://example.com"),
+        ("6: webhooks[1].secret_env:", "never the secret"),
+        ("7: webhooks[2]:", "add either secret_file"),
+        ("9: webhooks[3]:", '"shared" does not notify; those that do: downloads, uploads'),
+        ("19: webhooks[5].kinds:", "there are arrived"),
+        ("20: webhooks[6]:", 'give this one a name = "..."'),
+        ("24: inbox[0].directory:", "absolute path"),
+        ("26: inbox[1]:", "directory is missing"),
+        ("28: inbox[2]:", 'there is no "home"'),
+        ("37: inbox[4].creator:", "one of user, agent"),
+        ("38: inbox[5]:", "one in the other"),
+    ]
+    assert len(found) == len(expected), found
+    for problem, (start, fix) in zip(found, expected, strict=True):
+        assert problem.startswith(start)
+        assert fix in problem
+        assert "s3cret" not in problem
+
+
+def test_an_inbox_may_be_one_for_each_run(tmp_path: Path) -> None:
+    text = '[[inbox]]\ndirectory = "/srv/{agent}/{execution}"\nregion = "downloads"\n'
+    (inbox,) = load(tmp_path, text).inboxes
+    assert inbox.of(agent="a", execution="e1") == Path("/srv/a/e1")
+    assert inbox.creator == "environment"
