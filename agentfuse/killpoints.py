@@ -55,6 +55,7 @@ Step = Literal[
     "announce.judged",
     "announce.committed",
     "announce.told",
+    "webhook.taken",
     "remove.begun",
     "remove.cleared",
 ]

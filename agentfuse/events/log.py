@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from agentfuse.errors import EnvironmentProblem
 from agentfuse.events.arrivals import Judgement, Kind, Operation, Seen, judge
@@ -23,6 +23,8 @@ from agentfuse.killpoints import passing
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
+
+_T = TypeVar("_T")
 
 SCHEMA = 1
 KEPT = 250_000
@@ -114,6 +116,11 @@ class EventLog:
             return 0
         with self._lock:
             return (self._database.use(_span) or (0, 0))[1]
+
+    def use(self, work: Callable[[Database], _T]) -> _T | None:
+        """``work`` with the database, for the tables of others in it; None if that was damaged."""
+        with self._lock:
+            return self._database.use(work)
 
     def close(self) -> None:
         """Close the database; the next use opens it again."""
