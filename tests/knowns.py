@@ -27,3 +27,7 @@ class KnownFiles:
         """See ``Known``."""
         below = path and path + b"/"
         return sorted(item for item in self.files.items() if item[0] == path or item[0].startswith(below))
+
+    def names_of(self, ino: int) -> list[tuple[bytes, Seen]]:
+        """See ``Known``."""
+        return sorted(item for item in self.files.items() if item[1].ino == ino)

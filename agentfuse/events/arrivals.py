@@ -27,11 +27,15 @@ Listing = Iterable[tuple[bytes, Seen | None]]
 
 
 class Completed(NamedTuple):
-    """A file was written and closed, or made complete in another way."""
+    """A file was written and closed, or made complete in another way.
+
+    ``is_shared``: it has other names, whose content has changed as well.
+    """
 
     path: bytes
     seen: Seen
     how: str
+    is_shared: bool = False
 
 
 class Touched(NamedTuple):
@@ -39,6 +43,7 @@ class Touched(NamedTuple):
 
     path: bytes
     seen: Seen
+    is_shared: bool = False
 
 
 class Replaced(NamedTuple):
@@ -79,6 +84,9 @@ class Known(Protocol):
     def at(self, path: bytes) -> list[tuple[bytes, Seen]]:
         """The path itself and all below it, in order; the region's own is empty."""
 
+    def names_of(self, ino: int) -> list[tuple[bytes, Seen]]:
+        """The paths that were told of as this inode's, in order."""
+
 
 class Judgement(NamedTuple):
     """One event without its number. ``old_path``: where a moved file was."""
@@ -93,12 +101,20 @@ class Judgement(NamedTuple):
 def judge(operation: Operation, known: Known) -> Iterator[Judgement]:
     """The events that an operation makes; ``known`` is brought up to date with them."""
     match operation:
-        case Completed(path, seen, how):
-            if not is_temporary(path):
+        case Completed(path, seen, how, is_shared):
+            # The filesystem tells of each name that it knows: others may have been told of before it started.
+            if not is_temporary(path) and not (is_shared and known.get(path) == seen):
                 yield _came(path, seen, how, known)
-        case Touched(path, seen):
+            if is_shared:
+                for other, before in known.names_of(seen.ino):
+                    if before != seen:
+                        yield _came(other, seen, how, known)
+        case Touched(path, seen, is_shared):
             if known.get(path) is not None:
                 known.put(path, seen)
+            if is_shared:
+                for other, _ in known.names_of(seen.ino):
+                    known.put(other, seen)
         case Replaced():
             yield from _replaced(operation, known)
         case Moved(old, new, seen):
@@ -145,7 +161,7 @@ def _replaced(operation: Replaced, known: Known) -> Iterator[Judgement]:
             yield _came(path, seen, operation.came, known)
 
 
-_SUFFIXES = (b".crdownload", b".download", b".opdownload", b".part", b".partial", b".tmp")
+DOWNLOAD_SUFFIXES = (b".crdownload", b".download", b".opdownload", b".part", b".partial", b".tmp")
 _TEMPORARY = re.compile(
     rb"~\$.*"  # an office program's lock
     rb"|\.~lock\..*#"
@@ -172,4 +188,4 @@ def is_hidden(directory: bytes) -> bool:
 
 
 def _is_temporary_name(name: bytes) -> bool:
-    return name.lower().endswith(_SUFFIXES) or _TEMPORARY.fullmatch(name) is not None
+    return name.lower().endswith(DOWNLOAD_SUFFIXES) or _TEMPORARY.fullmatch(name) is not None

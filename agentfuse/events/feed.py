@@ -28,6 +28,7 @@ from agentfuse.events.arrivals import (
     is_temporary,
 )
 from agentfuse.events.log import Event, EventLog, Happened
+from agentfuse.events.placeholders import Placeholders
 from agentfuse.home.observer import Found, Look
 from agentfuse.home.tree import now
 from agentfuse.killpoints import passing
@@ -67,6 +68,7 @@ class EventFeed:
         self._execution = execution
         self._agent = agent
         self._queue: collections.deque[Happened] = collections.deque()
+        self._held = Placeholders(events.tree)
         self._looks: dict[str, Look] = {}
         self._is_behind = False
         self._woken = trio.Event()
@@ -108,6 +110,11 @@ class EventFeed:
         """Something happened: this is all that it costs the one who did it."""
         happened = Happened(region, now(), operation)
         queue = self._queue
+        if self._held:
+            queue.extend(self._held.note(happened))
+        if self._held.hold(happened):
+            self._woken.set()
+            return
         if queue and isinstance(operation, Completed) and _is_same(queue[-1], happened):
             queue[-1] = happened
         elif len(queue) < _MOST_WAITING:
@@ -120,10 +127,12 @@ class EventFeed:
         """Bring everything into the log until ``stop``, and then what is still to be brought."""
         try:
             while self._queue or not self._stopping:
-                await self._woken.wait()
+                with trio.move_on_at(self._held.next_due):
+                    await self._woken.wait()
                 if not self._stopping:
                     self._woken = trio.Event()
                     await trio.sleep(_GATHER_S)
+                    self._queue.extend(await self._held.ripe())
                 while self._queue:
                     batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
                     self._publish(await self._append(batch))
@@ -138,12 +147,14 @@ class EventFeed:
         """Instead of what is waiting, what there is: nothing can happen while this looks."""
         self._is_behind = False
         self._queue.clear()
+        self._held.take_all()
         for region, look in self._looks.items():
             self.put(region, _everything(look()))
 
     def stop(self) -> None:
         """Nothing happens any more."""
         self._stopping = True
+        self._queue.extend(self._held.take_all())
         self._woken.set()
 
     async def _append(self, batch: list[Happened]) -> list[Event]:
@@ -252,10 +263,11 @@ class RegionObserver:
         self._region = region
 
     def completed(self, path: bytes, st: os.stat_result, how: str) -> None:
-        self._put(Completed(path, _seen(st), how))
+        # A name more changes nothing of the others.
+        self._put(Completed(path, _seen(st), how, st.st_nlink > 1 and how != "IN_CREATE"))
 
     def touched(self, path: bytes, st: os.stat_result) -> None:
-        self._put(Touched(path, _seen(st)))
+        self._put(Touched(path, _seen(st), st.st_nlink > 1))
 
     def replaced(self, path: bytes, found: Found, *, came: str, went: str) -> None:
         self._put(Replaced(path, _listing(found), came, went))

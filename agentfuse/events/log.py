@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from agentfuse.errors import EnvironmentProblem
 from agentfuse.events.arrivals import Judgement, Kind, Operation, Seen, judge
-from agentfuse.events.mime import read_head, type_of
+from agentfuse.events.content import HASHED_BYTES, UNKNOWN, look_at
+from agentfuse.events.mime import type_of
 from agentfuse.home.database import LocalDatabase
 from agentfuse.home.walk import Cursor
 from agentfuse.killpoints import passing
@@ -30,6 +31,9 @@ SCHEMA = 1
 KEPT = 250_000
 """So many events are kept at least, the newest ones: an agent that rewrites a file in a loop must not
 fill the disk with them."""
+
+_HASHED_AT_ONCE = 32 * 1024 * 1024
+"""So much is read for hashes in one transaction, so that nobody waits long for the events in it."""
 
 _CREATORS = {"downloads": "environment", "uploads": "user"}
 
@@ -79,10 +83,11 @@ class EventLog:
     """
 
     def __init__(self, path: Path, tree: Path, *, kept: int = KEPT) -> None:
+        self.tree = tree
         self._path = path
-        self._tree = tree
         self._kept = kept
         self._lock = threading.Lock()
+        self._hashed_left = 0
         self._database = LocalDatabase(
             path, _prepare, name="event log", loss="events are numbered anew, and files told of again"
         )
@@ -131,6 +136,7 @@ class EventLog:
         with db.atomic():
             oldest, number = _span(db)
             events: list[Event] = []
+            self._hashed_left = _HASHED_AT_ONCE
             for region, time, operation in batch:
                 judged = list(judge(operation, _KnownRows(db, region)))
                 if judged and not silently:
@@ -146,11 +152,17 @@ class EventLog:
         self, judged: Iterable[Judgement], region: str, time: float, number: int
     ) -> Iterable[Event]:
         created_by = _CREATORS.get(region, "agent")
-        with Cursor(self._tree / region) as cursor:
+        with Cursor(self.tree / region) as cursor:
             for seq, (kind, how, path, seen, old_path) in enumerate(judged, number):
-                head = read_head(cursor, path, seen) if kind != "deleted" else None
-                mime = type_of(path, head) if kind != "deleted" else None
-                yield Event(seq, time, kind, how, region, path, old_path, seen.size, mime, None, created_by)
+                content, mime = UNKNOWN, None
+                if kind != "deleted":
+                    hashed = min(HASHED_BYTES, self._hashed_left)
+                    content = look_at(cursor, path, seen, hashed_bytes=hashed)
+                    self._hashed_left -= seen.size if content.sha256 else 0
+                    mime = type_of(path, content.head)
+                yield Event(
+                    seq, time, kind, how, region, path, old_path, seen.size, mime, content.sha256, created_by
+                )
 
 
 # -- SQL
@@ -189,6 +201,7 @@ def _prepare(db: Database) -> None:
             known = {"region": str, "path": bytes, "seen": str}
             db.table("known").create(known, pk=("region", "path"), strict=True)
             db.execute(f"PRAGMA user_version = {SCHEMA}")
+    db.execute("CREATE INDEX IF NOT EXISTS known_seen ON known (region, seen)")
 
 
 def _span(db: Database) -> tuple[int, int]:
@@ -230,6 +243,13 @@ class _KnownRows:
             [self._region, path, below, path + b"0" if path else b"\xff" * 5000],
         )
         return [(each, _to_seen(seen)) for each, seen in rows]
+
+    def names_of(self, ino: int) -> list[tuple[bytes, Seen]]:
+        rows = self._db.execute(
+            "SELECT path, seen FROM known WHERE region = ? AND seen >= ? AND seen < ? ORDER BY path",
+            [self._region, f"{ino} ", f"{ino}!"],
+        ).fetchall()
+        return [(path, _to_seen(seen)) for path, seen in rows]
 
 
 def _to_seen(text: str) -> Seen:

@@ -8,10 +8,6 @@ import os
 
 import filetype
 
-from agentfuse.errors import BusyError
-from agentfuse.events.arrivals import Seen
-from agentfuse.home.walk import Cursor
-
 HEAD_BYTES = 8192
 """As much of a file's beginning as is worth reading."""
 
@@ -53,17 +49,3 @@ def _is_text(head: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return b"\0" not in head
-
-
-def read_head(cursor: Cursor, path: bytes, seen: Seen) -> bytes | None:
-    """The beginning of a file in a tree that lives; None when it is not there any more, or not the same."""
-    try:
-        fd = cursor.open_file(path)
-    except (OSError, BusyError):
-        return None
-    try:
-        return os.pread(fd, HEAD_BYTES, 0) if os.fstat(fd).st_ino == seen.ino else None
-    except OSError:
-        return None
-    finally:
-        os.close(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -48,7 +49,7 @@ def told(home: Home, since: int = 0) -> list[Event]:
     """All events after ``since`` of what was done before now: those before a mark's."""
     home.settled()
     mark = f"mark-{next(_marks)}"
-    (home.path / "downloads" / mark).touch()
+    (home.path / "downloads" / mark).write_text("not empty, which would be held back")
     events = []
     for event in follow(home, since):
         if event["path"] == mark:
@@ -102,7 +103,7 @@ def test_a_file_that_is_written_and_closed_arrives_once_with_the_facts(
         "old_path": None,
         "size": 8,
         "mime": "text/csv",
-        "sha256": None,
+        "sha256": hashlib.sha256(b"a,b\n1,2\n").hexdigest(),
         "created_by": "environment",
         "execution": home.execution,
         "agent": home.agent,
@@ -120,6 +121,57 @@ def test_a_browser_s_download_arrives_once_under_its_final_name(
     assert (event["kind"], event["path"], event["size"], event["mime"]) == (
         "arrived", f"{downloads.name}/b.pdf", 200_160, "application/pdf",
     )  # fmt: skip
+
+
+def test_a_browser_s_empty_placeholder_is_not_an_arrival_of_its_own(
+    home: Home, downloads: Path, since: int
+) -> None:
+    """As Firefox does it: an empty file under the final name, the content beside it, a rename over it."""
+    for name in ("a.pdf", "plain"):
+        (downloads / name).touch()
+    with open(downloads / "xY7_wq12.pdf.part", "wb") as file:
+        file.write(b"%PDF-1.7")
+        events = follow(home, since)
+        assert next(events)["path"].endswith("/plain")
+        file.write(bytes(1000))
+    home.settled()
+    os.rename(downloads / "xY7_wq12.pdf.part", downloads / "a.pdf")
+    rest = told(home, since + 1)
+    assert [(e["kind"], e["path"][-5:], e["size"], e["mask"]) for e in rest] == [
+        ("arrived", "a.pdf", 1008, ["IN_MOVED_TO"])
+    ]
+
+
+def test_an_empty_file_that_is_held_back_is_told_of_once_over_kill_and_end(new_home: Make) -> None:
+    home = new_home().start()
+    (home.path / "downloads" / "a").touch()
+    home.kill(leave_stale=False)
+    home.start()
+    (home.path / "downloads" / "b").touch()
+    (home.path / "downloads" / "gone").touch()
+    (home.path / "downloads" / "gone").unlink()
+    home.umount()
+    home.start()
+    assert brief(told(home)) == [("arrived", "a"), ("arrived", "b")]
+    home.umount()
+
+
+def test_names_of_one_file_are_told_of_alike_over_a_restart(new_home: Make) -> None:
+    home = new_home().start()
+    (home.path / "downloads" / "a").write_text("a")
+    os.link(home.path / "downloads" / "a", home.path / "downloads" / "b")
+    home.umount()
+    home.start()
+    os.utime(home.path / "downloads" / "a", (1, 1))
+    home.umount()
+    home.start()
+    since = len(told(home)) + 1
+    (home.path / "downloads" / "a").write_text("changed")
+    home.umount()
+    home.start()
+    assert brief(told(home)[:2]) == [("arrived", "a"), ("arrived", "b")]
+    assert sorted(brief(told(home, since))) == [("modified", "a"), ("modified", "b")]
+    home.umount()
 
 
 def test_a_file_is_told_of_only_when_its_last_writer_has_closed_it(
@@ -359,7 +411,7 @@ def test_200_subscribers_hear_all_and_those_who_never_read_keep_nobody(new_home:
             listener.start()
         for number in range(500):
             (home.path / "downloads" / f"{number}").write_text("x")
-        (home.path / "downloads" / "end").touch()
+        (home.path / "downloads" / "end").write_text("x")
         for listener in listeners:
             listener.join(60)
         assert heard == [list(range(1, 501))] * 160
@@ -410,7 +462,7 @@ def test_whoever_follows_hears_the_last_event_and_then_the_end(new_home: Make) -
         env=home.environment, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert following.stdout is not None
-    (home.path / "downloads" / "first").touch()
+    (home.path / "downloads" / "first").write_text("x")
     assert json.loads(following.stdout.readline())["path"] == "first"
     for number in range(100):
         (home.path / "downloads" / f"{number}").touch()

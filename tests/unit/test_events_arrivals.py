@@ -219,3 +219,15 @@ def follow(mirror: dict[bytes, Seen], event: Judgement) -> None:
             mirror[event.path] = event.seen
         case "deleted":
             del mirror[event.path]
+
+
+def test_what_changes_through_one_name_has_changed_under_each_that_was_told_of() -> None:
+    known = KnownFiles()
+    told(known, closed(b"a"), Completed(b"b", FIRST, "IN_CREATE"), closed(b"c", Seen(2, 10, 100)))
+    second = Seen(1, 11, 200)
+    through_both = [Completed(name, second, "IN_CLOSE_WRITE", is_shared=True) for name in (b"a", b"b")]
+    assert told(known, through_both[0]) == [("modified", b"a"), ("modified", b"b")]
+    assert told(known, through_both[1]) == []
+    third = Seen(1, 11, 300)
+    assert told(known, Touched(b"a", third, is_shared=True)) == []
+    assert known.files == {b"a": third, b"b": third, b"c": Seen(2, 10, 100)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from sqlite_utils import Database
 
 from agentfuse import killpoints
 from agentfuse.errors import EnvironmentProblem
+from agentfuse.events import log as log_module
 from agentfuse.events.arrivals import Completed, Moved, Replaced, Seen
 from agentfuse.events.log import Event, EventLog, Happened, _KnownRows, _prepare
 from agentfuse.events.mime import HEAD_BYTES, UNKNOWN, type_of
@@ -38,7 +40,7 @@ def log(tmp_path: Path, tree: Path) -> EventLog:
 
 def reopened(log: EventLog) -> EventLog:
     log.close()
-    return EventLog(log._path, log._tree, kept=log._kept)
+    return EventLog(log._path, log.tree, kept=log._kept)
 
 
 def written(tree: Path, name: bytes, data: bytes = b"x") -> Happened:
@@ -75,9 +77,44 @@ def test_an_event_has_the_facts(log: EventLog, tree: Path) -> None:
     log.append([Happened("downloads", 3.0, Moved(b"a.csv", b"b.csv", Seen(9, 4, 7)))])
     first, second = log.read(0, 10)
     assert first == Event(
-        1, 1.5, "arrived", "IN_CLOSE_WRITE", "downloads", b"a.csv", None, 4, "text/csv", None, "environment"
-    )
+        1, 1.5, "arrived", "IN_CLOSE_WRITE", "downloads", b"a.csv", None, 4, "text/csv",
+        hashlib.sha256(b"a,b\n").hexdigest(), "environment",
+    )  # fmt: skip
     assert (second.kind, second.old_path, second.path, second.size) == ("moved", b"a.csv", b"b.csv", 4)
+
+
+def test_a_hash_is_of_exactly_what_was_announced_or_there_is_none(
+    log: EventLog, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = written(tree, b"changed", b"before")
+    written(tree, b"changed", b"after it")
+    monkeypatch.setattr(log_module, "HASHED_BYTES", 10)
+    monkeypatch.setattr(log_module, "_HASHED_AT_ONCE", 15)
+    batch = [
+        changed,
+        written(tree, b"large", bytes(11)),
+        written(tree, b"ten", bytes(10)),
+        written(tree, b"too much together", bytes(6)),
+        written(tree, b"small", b"small"),
+    ]
+    assert [event.path for event in log.append(batch) if event.sha256] == [b"ten", b"small"]
+    assert [event.path for event in log.append([batch[3]]) if event.sha256] == [b"too much together"]
+
+
+def test_a_file_that_is_written_to_while_it_is_hashed_has_no_hash(
+    log: EventLog, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened = written(tree, b"a", b"first")
+    read = os.pread
+
+    def written_to(fd: int, size: int, offset: int) -> bytes:
+        with open(tree / "downloads" / "a", "r+b") as file:
+            file.write(b"other")
+        return read(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", written_to)
+    (event,) = log.append([happened])
+    assert event.sha256 is None
 
 
 @pytest.mark.parametrize(
