@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from agentfuse import bindings
 from agentfuse.errors import ConfigError, UsageError
-from agentfuse.regions import DEFAULT_REGIONS, LOOSE, Region, Scope, SyncPolicy
+from agentfuse.regions import DEFAULT_REGIONS, LOOSE, Creator, Region, Scope, SyncPolicy
 from agentfuse.values import absolute_path, shown, yes_no
 
 DEFAULT_PATH = Path("/etc/agentfuse/config.toml")
@@ -241,6 +241,15 @@ def _sync(value: object) -> SyncPolicy:
         raise ValueError(f'{shown(value)} is not one of "never", "at_end" and "continuous"') from None
 
 
+def _creator(value: object) -> Creator:
+    try:
+        return Creator(value)  # type: ignore[arg-type]  # that is what is being found out
+    except ValueError:
+        raise ValueError(
+            f'{shown(value)} is not one of "user", "agent", "environment" and "system"'
+        ) from None
+
+
 _TOP: dict[str, Callable[[object], Any]] = {
     "store": _store,
     "state": _state,
@@ -261,6 +270,7 @@ _REGION: dict[str, tuple[Callable[[object], Any], str]] = {
     "notify": (yes_no, "notify"),
     "scope": (_scope, "scope"),
     "sync": (_sync, "sync"),
+    "creator": (_creator, "creator"),
 }
 
 

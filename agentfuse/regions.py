@@ -31,6 +31,19 @@ class SyncPolicy(enum.StrEnum):
     CONTINUOUS = "continuous"
 
 
+class Creator(enum.StrEnum):
+    """Who made a file; the words are the HTTP contract's ``createdBy``."""
+
+    USER = "user"
+    """A person, through an API or staging."""
+    AGENT = "agent"
+    """The agent, through its tools."""
+    ENVIRONMENT = "environment"
+    """A browser, or what came from outside in another way."""
+    SYSTEM = "system"
+    """The platform."""
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """One region of a home.
@@ -39,7 +52,7 @@ class Region:
     a name (files, directories, symlinks, ...), the region's own root not included.
     ``mode`` is that of the region's root; ``root_only`` regions belong to the daemon's user,
     the others to the agent. ``sync``: an agent's region is always synced continuously, since that is
-    what it is for.
+    what it is for. ``creator``: whose the files are that processes make here of which no rule says it.
     """
 
     name: str
@@ -50,6 +63,7 @@ class Region:
     mode: int = 0o755
     root_only: bool = False
     sync: SyncPolicy = SyncPolicy.NEVER
+    creator: Creator = Creator.AGENT
 
     @property
     def is_loose(self) -> bool:
@@ -57,7 +71,7 @@ class Region:
         return self.name == LOOSE
 
 
-PLATFORM = Region(".agentfuse", Scope.EXECUTION, 2**50, 2**30, root_only=True)
+PLATFORM = Region(".agentfuse", Scope.EXECUTION, 2**50, 2**30, root_only=True, creator=Creator.SYSTEM)
 """The platform's own directory in a home: everybody may read it, nobody else may change it. No quota counts
 it."""
 
@@ -67,8 +81,8 @@ INCOMING = "incoming"
 DEFAULT_REGIONS: tuple[Region, ...] = (
     Region("shared", Scope.AGENT, 50 * MiB, 50_000, sync=SyncPolicy.CONTINUOUS),
     Region("workspace", Scope.EXECUTION, 500 * MiB, 500_000),
-    Region("downloads", Scope.EXECUTION, 500 * MiB, 50_000, notify=True),
-    Region("uploads", Scope.EXECUTION, 200 * MiB, 50_000, notify=True),
+    Region("downloads", Scope.EXECUTION, 500 * MiB, 50_000, notify=True, creator=Creator.ENVIRONMENT),
+    Region("uploads", Scope.EXECUTION, 200 * MiB, 50_000, notify=True, creator=Creator.USER),
     Region("debug", Scope.EXECUTION, 100 * MiB, 50_000, mode=0o700, root_only=True),
     Region(LOOSE, Scope.EXECUTION, 200 * MiB, 200_000),
 )

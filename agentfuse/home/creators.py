@@ -1,18 +1,7 @@
-"""Who made a file."""
+"""Whose a new file is: what the configuration says of the process that makes it."""
 
 from __future__ import annotations
 
-import enum
+from agentfuse.regions import Creator
 
-
-class Creator(enum.StrEnum):
-    """Who made a file; the words are the HTTP contract's ``createdBy``."""
-
-    USER = "user"
-    """A person, through an API or staging."""
-    AGENT = "agent"
-    """The agent, through its tools."""
-    ENVIRONMENT = "environment"
-    """A browser, or what came from outside in another way."""
-    SYSTEM = "system"
-    """The platform."""
+__all__ = ["Creator"]

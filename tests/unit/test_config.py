@@ -21,7 +21,7 @@ from agentfuse.config import (
     parse_size,
 )
 from agentfuse.errors import ConfigError, UsageError
-from agentfuse.regions import DEFAULT_REGIONS, Region, Scope, SyncPolicy
+from agentfuse.regions import DEFAULT_REGIONS, Creator, Region, Scope, SyncPolicy
 
 EXAMPLE = Path(__file__).parents[2] / "docs/config.example.toml"
 
@@ -102,6 +102,17 @@ def test_regions_are_adjusted_and_added(tmp_path: Path) -> None:
     assert regions["shared"] == Region("shared", Scope.AGENT, 3 * 2**29, 7, sync=SyncPolicy.CONTINUOUS)
     assert regions["home"].mode == 0o750
     assert regions["big-data"] == Region("big-data", Scope.EXECUTION, 1000, 50_000, notify=True)
+
+
+def test_a_region_says_whose_new_files_are(tmp_path: Path) -> None:
+    settings = load(tmp_path, '[regions.uploads]\ncreator = "environment"\n')
+    assert {r.name: r.creator for r in settings.regions if r.creator is not Creator.AGENT} == {
+        "downloads": Creator.ENVIRONMENT,
+        "uploads": Creator.ENVIRONMENT,
+    }
+    assert mistakes(tmp_path, '[regions.uploads]\ncreator = "browser"\n') == [
+        '2: regions.uploads.creator: "browser" is not one of "user", "agent", "environment" and "system"'
+    ]
 
 
 def test_an_owner_may_be_given_by_name(tmp_path: Path) -> None:
