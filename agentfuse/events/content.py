@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from agentfuse.errors import BusyError
 from agentfuse.events.arrivals import Seen
-from agentfuse.events.mime import HEAD_BYTES
 from agentfuse.home import marks
+from agentfuse.home.mime import HEAD_BYTES
 from agentfuse.home.walk import Cursor
 
 HASHED_BYTES = 4 * 1024 * 1024

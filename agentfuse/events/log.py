@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from agentfuse.errors import EnvironmentProblem
 from agentfuse.events.arrivals import Judgement, Kind, Operation, Seen, judge
 from agentfuse.events.content import HASHED_BYTES, UNKNOWN, look_at
-from agentfuse.events.mime import type_of
 from agentfuse.home.database import LocalDatabase
+from agentfuse.home.mime import type_of
 from agentfuse.home.walk import Cursor
 from agentfuse.killpoints import passing
 

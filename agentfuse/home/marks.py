@@ -1,8 +1,10 @@
-"""The mark of a file whose content is not here yet: an extended attribute of the backing file.
+"""What is marked on backing files, in extended attributes that agents neither see nor set.
 
-A marked file has its name, size and attributes, and a hole or worthless bytes for a content; the mark says
-which content belongs into it. A file without a mark is what it seems to be. Agents neither see nor set
-these attributes. Knows no store.
+That a content is not here yet: the file has its name, size and attributes, and a hole or worthless bytes for
+a content; the mark says which content belongs into it. A file without this mark is what it seems to be.
+
+Who made a file or directory: without this mark the agent did. So what agents do costs nothing, and the mark
+goes wherever the inode does. Knows no store.
 """
 
 from __future__ import annotations
@@ -15,9 +17,15 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+from agentfuse.regions import Creator
+
 _T = TypeVar("_T")
 
 NAME = b"user.agentfuse.absent"
+CREATOR = b"user.agentfuse.creator"
+
+File = int | str
+"""An open file, or a path that nobody else can make lead elsewhere: ``/proc/self/fd/N``."""
 
 _SHA256_BYTES = 32
 # Seconds, nanoseconds, mode. All of a mark fits into ext4's inode (up to 56 bytes do): no block for it.
@@ -93,15 +101,34 @@ def restore(fd: int, mark: Mark) -> None:
     write(fd, Mark(mark.sha256))
 
 
-def _permitted(fd: int, work: Callable[[], _T]) -> _T:
+def write_creator(file: File, creator: Creator) -> None:
+    """Mark who made a file or directory. Raises ``OSError``."""
+    _permitted(file, lambda: os.setxattr(file, CREATOR, creator.value.encode()))
+
+
+def read_creator(file: File) -> Creator:
+    """Who made a file or directory; a mark that says nothing we know is none."""
+    try:
+        if os.fsdecode(CREATOR) not in os.listxattr(file):
+            return Creator.AGENT
+        return Creator(_permitted(file, lambda: os.getxattr(file, CREATOR)).decode())
+    except ValueError:
+        return Creator.AGENT
+    except OSError as error:
+        if error.errno in _NO_MARK:
+            return Creator.AGENT
+        raise
+
+
+def _permitted(file: File, work: Callable[[], _T]) -> _T:
     """An owner that is not root needs the file's permission bits even with a descriptor."""
     try:
         return work()
     except PermissionError:
-        mode = stat.S_IMODE(os.fstat(fd).st_mode)
-        os.fchmod(fd, mode | 0o600)
+        mode = stat.S_IMODE(os.stat(file).st_mode)
+        os.chmod(file, mode | 0o600)
         try:
             return work()
         finally:
             with contextlib.suppress(OSError):
-                os.fchmod(fd, mode)
+                os.chmod(file, mode)

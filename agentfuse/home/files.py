@@ -1,0 +1,246 @@
+"""The facts of files: what a home holds, path by path, for whoever asks while others go on writing.
+
+Reads the backing tree, by descriptors, never through a symlink; changes nothing. Blocking: for threads.
+Knows no snapshots: the content of a file need not be here for its facts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import stat
+import struct
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agentfuse.errors import BusyError, EnvironmentProblem, NotFoundError, UsageError
+from agentfuse.home import marks
+from agentfuse.home.mime import HEAD_BYTES, type_of
+from agentfuse.home.walk import Cursor, join
+from agentfuse.regions import LOOSE, PLATFORM, Creator, Region, Scope
+
+FileType = Literal["file", "dir", "symlink", "fifo", "socket", "device"]
+
+_NAMESPACE = uuid.UUID("5e0f2c1e-9d0f-5b43-8f5e-2d3c6a1b7c90")
+_TYPES: dict[int, FileType] = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "dir",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+}
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE, errno.ENAMETOOLONG)
+_LOOKS = 5
+_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """One name. ``path`` is relative to the region, empty for its root; times are seconds since the epoch.
+
+    ``size`` is in bytes, of files only, and what it will be for one whose content ``is_absent``. ``mime``:
+    of files, by the name alone if it is absent. ``created_at``: when it came to this disk, None where the
+    filesystem does not say.
+    """
+
+    id: str
+    region: str
+    path: bytes
+    type: FileType
+    size: int
+    mode: int
+    mime: str | None
+    created_by: Creator
+    created_at: float | None
+    modified_at: float
+    is_absent: bool
+
+    @property
+    def name(self) -> bytes:
+        """What a listing of its directory calls it."""
+        return self.path.rpartition(b"/")[2] or self.region.encode()
+
+    def as_dict(self) -> dict[str, object]:
+        """The facts as JSON values; bytes of a path that are not UTF-8 are lone surrogates."""
+        return {
+            "id": self.id,
+            "region": self.region,
+            "path": os.fsdecode(self.path),
+            "type": self.type,
+            "size": self.size,
+            "mode": f"{self.mode:04o}",
+            "mime": self.mime,
+            "created_by": self.created_by.value,
+            "created_at": self.created_at,
+            "modified_at": self.modified_at,
+            "is_absent": self.is_absent,
+        }
+
+
+class Files:
+    """The files of one home, by region and path.
+
+    A region's root has the empty path. The loose region's is the home's own root, and lists the other
+    regions' roots beside what is loose; what is in those is found in their own region only.
+    """
+
+    def __init__(self, tree: Path, regions: Iterable[Region], *, agent: str, execution: str) -> None:
+        self._tree = tree
+        self._regions = {region.name: region for region in regions}
+        self._roots = {name.encode(): name for name in self._regions if name != LOOSE}
+        self._agent = agent
+        self._execution = execution
+
+    def stat(self, region: str, path: bytes) -> FileFacts:
+        """The facts of one name, a symlink's own.
+
+        Raises ``NotFoundError``, ``UsageError`` for a path that can name nothing, ``EnvironmentProblem``
+        when the disk fails, and ``BusyError`` when it was changed too often meanwhile.
+        """
+        where = self._place(region, path)
+        with _told(region, path), Cursor(self._tree, only_looks=True) as cursor:
+            return self._facts(cursor, region, path, where)
+
+    def list(self, region: str, path: bytes) -> Iterator[FileFacts]:
+        """The facts of what a directory holds, in order of name; what vanishes meanwhile is left out.
+
+        Raises as :meth:`stat` does, ``UsageError`` also for what is no directory; before the first of them.
+        """
+        where = self._place(region, path)
+        if self.stat(region, path).type != "dir":
+            raise UsageError(f"{_shown(region, path)} is not a directory", hint="ask for its facts instead")
+        with _told(region, path), Cursor(self._tree, only_looks=True) as cursor:
+            names = sorted(map(os.fsencode, os.listdir(cursor.enter(where))))
+            for name in names:
+                is_root = not where and name in self._roots
+                owner, below = (self._roots[name], b"") if is_root else (region, join(path, name))
+                try:
+                    yield self._facts(cursor, owner, below, join(where, name))
+                except OSError as error:
+                    if error.errno not in _GONE:
+                        raise
+
+    def id_of(self, region: str, path: bytes) -> str:
+        """The name's id, a UUIDv5: the same for as long as the file keeps its path.
+
+        A file of an agent's region has the same one in every execution.
+        """
+        is_agents = self._regions[region].scope is Scope.AGENT
+        owner = f"agents/{self._agent}" if is_agents else f"executions/{self._execution}"
+        digest = hashlib.sha1(_NAMESPACE.bytes, usedforsecurity=False)
+        digest.update(b"%s/%s/%s" % (owner.encode(), region.encode(), path))
+        return str(uuid.UUID(bytes=digest.digest()[:16], version=5))
+
+    def _place(self, region: str, path: bytes) -> bytes:
+        """Where it is, from the tree's root."""
+        if region not in self._regions:
+            raise NotFoundError(
+                f"there is no region {region[:80]!r}", hint=f"there are {', '.join(self._regions)}"
+            )
+        parts = path.split(b"/") if path else []
+        if any(part in (b"", b".", b"..") or b"\0" in part for part in parts):
+            raise UsageError(
+                f"{_shown(region, path)} is not a path in a region",
+                hint="write it without '.', '..' and '//'",
+            )
+        if region != LOOSE:
+            return join(region.encode(), path) if path else region.encode()
+        if parts and parts[0] in self._roots:
+            own = self._roots[parts[0]]
+            raise NotFoundError(
+                f"{_shown(region, path)} is not loose", hint=f"it belongs to the region {own}"
+            )
+        return path
+
+    def _facts(self, cursor: Cursor, region: str, path: bytes, where: bytes) -> FileFacts:
+        for _ in range(_LOOKS - 1):
+            with suppress(BusyError):  # something else has the name since a moment ago
+                return self._look(cursor, region, path, where)
+        return self._look(cursor, region, path, where)
+
+    def _look(self, cursor: Cursor, region: str, path: bytes, where: bytes) -> FileFacts:
+        parent_fd, name = cursor.parent(where) if where else (cursor.enter(b""), b".")
+        found = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+        kind = _TYPES.get(stat.S_IFMT(found.st_mode), "device")
+        mime, creator, mark = None, Creator.AGENT, None
+        if kind == "file":
+            fd = cursor.open_file(where)
+            try:
+                found, mark = _still(fd)
+                mime = type_of(path, None if mark else os.pread(fd, HEAD_BYTES, 0))
+                creator, born = marks.read_creator(fd), _birth_time(fd)
+            finally:
+                os.close(fd)
+        else:
+            fd = os.open(name, _PATH, dir_fd=parent_fd)
+            try:
+                if kind == "dir":
+                    creator = marks.read_creator(f"/proc/self/fd/{fd}")
+                born = _birth_time(fd)
+            finally:
+                os.close(fd)
+        modified_ns, mode = (mark and mark.filling) or (found.st_mtime_ns, stat.S_IMODE(found.st_mode))
+        return FileFacts(
+            id=self.id_of(region, path),
+            region=region,
+            path=path,
+            type=kind,
+            size=found.st_size if kind == "file" else 0,
+            mode=mode,
+            mime=mime,
+            created_by=Creator.SYSTEM if not path or where == PLATFORM.name.encode() else creator,
+            created_at=born,
+            modified_at=modified_ns / 1e9,
+            is_absent=mark is not None,
+        )
+
+
+def _still(fd: int) -> tuple[os.stat_result, marks.Mark | None]:
+    """The attributes of a file and its mark, of one moment: filling it sets and restores both."""
+    mark = marks.read(fd)
+    while True:
+        found = os.fstat(fd)
+        before, mark = mark, marks.read(fd)
+        if mark == before:
+            return found, mark if found.st_size else None
+
+
+@contextmanager
+def _told(region: str, path: bytes) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _GONE:
+            raise NotFoundError(
+                f"there is no {_shown(region, path)}", hint="agentfuse ls shows what there is"
+            ) from None
+        raise EnvironmentProblem(
+            f"{_shown(region, path)} cannot be read: {error.strerror}", hint="look at the local disk"
+        ) from error
+
+
+def _shown(region: str, path: bytes) -> str:
+    return ascii(os.fsdecode(join(region.encode(), path)))
+
+
+# statx(2), which Python has no function for: the only way to a birth time.
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_AT_EMPTY_PATH = 0x1000
+_STATX_BTIME = 0x800
+_MASK_AT, _BIRTH_AT = 0, 80
+
+
+def _birth_time(fd: int) -> float | None:
+    answer = ctypes.create_string_buffer(256)
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, answer) != 0:
+        return None
+    (mask,) = struct.unpack_from("=I", answer, _MASK_AT)
+    seconds, nanoseconds = struct.unpack_from("=qI", answer, _BIRTH_AT)
+    return float(seconds + nanoseconds / 1e9) if mask & _STATX_BTIME else None
