@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
 import logging
 import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
@@ -32,30 +31,26 @@ from agentfuse.control.server import serve as serve_control
 from agentfuse.door.doors import Doors
 from agentfuse.errors import (
     AgentfuseError,
-    BusyError,
     EnvironmentProblem,
-    IntegrityError,
     MountError,
-    StoreError,
-    UnflushedError,
     UsageError,
 )
-from agentfuse.events.feed import EventFeed, Line
+from agentfuse.events.feed import EventFeed
 from agentfuse.events.log import EventLog
 from agentfuse.events.notices import STATUS, Notices
+from agentfuse.flush import FinalFlush, Watchers
 from agentfuse.fuse.session import Session, SessionOptions, mounted, widen_read_ahead
 from agentfuse.home.observer import Found
 from agentfuse.home.quota import Account
 from agentfuse.home.tree import Home, now, regular_files
-from agentfuse.progress import Progress, Reporter
+from agentfuse.operators import Life, Operators
+from agentfuse.progress import Reporter
 from agentfuse.regions import Scope
 from agentfuse.sync.backfill import Backfill
 from agentfuse.sync.background import Pace, RegionSync
 from agentfuse.sync.hydration import Hydration
 from agentfuse.sync.keeper import HomeKeeper
 from agentfuse.sync.recovery import owner_of
-from agentfuse.sync.reports import CommitReport
-from agentfuse.sync.synced import told
 
 log = logging.getLogger(__name__)
 
@@ -70,18 +65,12 @@ class MountSpec:
     ephemeral: bool
 
 
-HELD_ELSEWHERE_S = 2.0
-"""How long after an unmount the kernel may take before somebody else must be holding the mount."""
-
 _SWITCH_S = 0.0005
 """A thread that hashes or packs gives way to the kernel's requests so soon; Python's default is 5 ms."""
 
 _M_MMAP_THRESHOLD = -3
 _MAPPED_BYTES = 1024 * 1024
 """Buffers of this size go back to the system when they are freed."""
-
-_RETRY_S = (1.0, 2.0, 4.0, 8.0)
-"""How long a flush waits after the first failure to reach the store, the second, and so on."""
 
 _RECENT_EVENTS = 2000
 """So many, at most, does a new mount find in its ``.agentfuse/``."""
@@ -130,7 +119,7 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
 
 
 class Mount:
-    """A home while it is mounted: the session, the control socket, the signals, and how it ends."""
+    """The life of a mount: its session, its tasks, its signals, and how it ends."""
 
     def __init__(
         self, config: Config, spec: MountSpec, keeper: HomeKeeper, registry: Registry, reporter: Reporter
@@ -154,14 +143,13 @@ class Mount:
         self._notifying = trio.CancelScope()
         self.failure: AgentfuseError | None = None
         self.was_mounted = False
-        self._state = "starting"
-        self._live = trio.Event()
-        self._ended = trio.Event()
+        self._life = Life()
         self._minor = -1
         self._started_at = now()
-        self._listeners: set[trio.MemorySendChannel[dict[str, object]]] = set()
-        self._flushing = trio.CancelScope()
-        self._flush_timeout_s = config.flush_timeout_s
+        self._watchers = Watchers()
+        self._flush = FinalFlush(
+            keeper, reporter, self._watchers, agent=spec.agent, timeout_s=config.flush_timeout_s
+        )
         self._syncs: list[RegionSync] = []
         self._pace = Pace(config.sync_delay_s, config.checkpoint_interval_s)
         self._synced = trio.Event()
@@ -181,76 +169,11 @@ class Mount:
                 with self._mounted() as session:
                     self._session = session
                     await self._serve(nursery, on_ready)
-                await self._flush()
+                await self._flush.run(self._synced, self._events.ended)
                 nursery.cancel_scope.cancel()
         except* AgentfuseError as group:
             # A nursery wraps what leaves it; our callers want the error itself.
             self.failure = next(_leaves(group))
-
-    def status(self) -> dict[str, object]:
-        """The mount as JSON values."""
-        record = self._registered()
-        return {
-            **asdict(record),
-            "state": self._state,
-            "state_dir": record.state,
-            "owner": list(self._keeper.config.owner),
-            "rss_bytes": _resident_bytes(),
-            "regions": {account.name: account.as_dict() for account in self._keeper.ledger.accounts()},
-            "sync": {sync.name: sync.as_dict() for sync in self._syncs},
-            "hydration": self._backfill.as_dict(),
-            "events": self._events.as_dict(),
-            "fuse": self._session.as_dict(),
-        }
-
-    def events(
-        self, *, since: int | None, region: str | None, follow: bool
-    ) -> AsyncGenerator[list[Line], None]:
-        """Events as they come; see ``EventFeed.subscribe``."""
-        return self._events.subscribe(since, region=region, follow=follow)
-
-    async def sync(self, *, timeout_s: float) -> AsyncGenerator[dict[str, object], None]:
-        """Wait until everything changed before the call is in a snapshot; the last object is ``done``.
-
-        Raises ``UnflushedError`` when that takes longer than ``timeout_s``.
-        """
-        if self._state != "live":
-            raise BusyError(f"{self._spec.mountpoint} is {self._state}", hint="agentfuse umount waits for it")
-        deadline = trio.current_time() + timeout_s
-        # What programs wrote through mappings is the kernel's until it is written back.
-        await trio.to_thread.run_sync(mountpoints.write_back, self._spec.mountpoint, self._session.written())
-        regions: dict[str, object] = {}
-        for sync in self._syncs:
-            report = await sync.barrier(deadline=deadline)
-            regions[sync.name] = {**sync.as_dict(), "commit": report and report.as_dict()}
-            yield {"say": _synced_line(sync.name, report)}
-        yield {"done": {"execution": self._spec.execution, "regions": regions}}
-
-    async def unmount(
-        self, *, lazy: bool, timeout_s: float | None
-    ) -> AsyncGenerator[dict[str, object], None]:
-        """Unmount and tell how the flush goes; the last object is ``done`` or ``error``.
-
-        ``timeout_s``: for so long an unreachable store is tried again; None is what is configured.
-        """
-        if timeout_s is not None:
-            self._flush_timeout_s = timeout_s
-        send, receive = trio.open_memory_channel[dict[str, object]](256)
-        self._listeners.add(send)
-        try:
-            if self._state == "live":
-                await self._detach(lazy=lazy)
-                with trio.move_on_after(HELD_ELSEWHERE_S):
-                    await self._ended.wait()
-                if not self._ended.is_set():
-                    yield {
-                        "say": "unmounted here, but another mount namespace (a sandbox, a container) still "
-                        "holds it: waiting for that to end; `agentfuse umount --lazy` does not wait"
-                    }
-            async for line in receive:
-                yield line
-        finally:
-            self._listeners.discard(send)
 
     @contextlib.contextmanager
     def _mounted(self) -> Iterator[Session]:
@@ -277,16 +200,17 @@ class Mount:
                     widen_read_ahead(minor)
                 self._start_syncing(nursery)
                 nursery.start_soon(self._events.run)
-                await nursery.start(serve_control, self._registry.socket_path(path), self)
-                self._state = "live"
-                self._live.set()
-                self._registry.publish(self._registered())
-                on_ready(self.status())
+                operators = self._operators()
+                await nursery.start(serve_control, self._registry.socket_path(path), operators)
+                self._life.state = "live"
+                self._life.live.set()
+                self._registry.publish(operators.record)
+                on_ready(operators.status())
                 serving.start_soon(self._hydrate)
                 serving.start_soon(self._notify)
         finally:
-            self._state = "flushing"
-            self._ended.set()
+            self._life.state = "flushing"
+            self._life.ended.set()
             for sync in self._syncs:
                 sync.stop()
             # After an unmount it is gone; after anything else it would stay behind as a dead mount.
@@ -366,52 +290,6 @@ class Mount:
                 syncing.start_soon(sync.run)
         self._synced.set()
 
-    async def _flush(self) -> None:
-        try:
-            with self._flushing:
-                await self._synced.wait()
-                await self._events.ended.wait()
-                await self._flush_until_done()
-            if self._flushing.cancelled_caught:
-                raise self._unflushed("the flush was interrupted")
-            self._tell({"done": {"execution": self._spec.execution}})
-        except AgentfuseError as error:
-            self._tell({"error": _as_line(error)})
-            raise
-        finally:
-            for listener in list(self._listeners):
-                listener.close()
-
-    async def _flush_until_done(self) -> None:
-        """Flush, trying an unreachable store again for as long as ``_flush_timeout_s`` says."""
-        reporter = _Listening(self._reporter, self._tell_from_thread)
-        begun = trio.current_time()
-        for wait_s in itertools.chain(_RETRY_S, itertools.repeat(_RETRY_S[-1])):
-            try:
-                await trio.to_thread.run_sync(self._finish, reporter, abandon_on_cancel=True)
-            except (AgentfuseError, OSError) as error:
-                left_s = begun + self._flush_timeout_s - trio.current_time()
-                if not isinstance(error, StoreError) or isinstance(error, IntegrityError) or left_s < wait_s:
-                    raise self._unflushed(str(error)) from error
-                say = (
-                    f"not flushed yet: {error.message}; trying again in {wait_s:g} s, for {left_s:.0f} s more"
-                )
-                self._reporter.say(say)
-                self._tell({"say": say})
-            else:
-                return
-            await trio.sleep(wait_s)
-
-    def _unflushed(self, why: str) -> UnflushedError:
-        return UnflushedError(
-            f"{why}: the memory of this run is not in the store yet, but whole in {self._keeper.home.tree}",
-            hint=f"once the store works, run agentfuse recover, or mount agent {self._spec.agent} again here",
-        )
-
-    def _finish(self, reporter: Reporter) -> None:
-        self._keeper.flush(reporter)
-        self._keeper.end()
-
     async def _detach(self, *, lazy: bool) -> None:
         path = self._spec.mountpoint
         written = self._session.written()
@@ -438,9 +316,9 @@ class Mount:
     async def _watch_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
-                await self._live.wait()
-                if self._state == "flushing":
-                    self._flushing.cancel()
+                await self._life.live.wait()
+                if self._life.state == "flushing":
+                    self._flush.interrupt()
                 else:
                     self._reporter.say(f"{signal.Signals(number).name}: unmounting")
                     await self._end()
@@ -452,8 +330,8 @@ class Mount:
             log.warning("unmounting: %s", error)
             self._session.stop()
 
-    def _registered(self) -> MountRecord:
-        return MountRecord(
+    def _operators(self) -> Operators:
+        record = MountRecord(
             mountpoint=str(self._spec.mountpoint),
             execution=self._spec.execution,
             agent=self._spec.agent,
@@ -462,32 +340,18 @@ class Mount:
             store=self._keeper.config.store,
             started_at=self._started_at,
         )
-
-    def _tell(self, line: dict[str, object]) -> None:
-        for listener in list(self._listeners):
-            # Who does not read misses progress, never the end: there is room for that.
-            with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError):
-                listener.send_nowait(line)
-
-    def _tell_from_thread(self, line: dict[str, object]) -> None:
-        with contextlib.suppress(trio.RunFinishedError):
-            trio.from_thread.run_sync(self._tell, line)
-
-
-class _Listening:
-    """Reports to the mount's own reporter, and to whoever waits for its end at the control socket."""
-
-    def __init__(self, reporter: Reporter, tell: Callable[[dict[str, object]], None]) -> None:
-        self._reporter = reporter
-        self._tell = tell
-
-    def say(self, text: str) -> None:
-        self._reporter.say(text)
-        self._tell({"say": text})
-
-    def progress(self, moment: Progress) -> None:
-        self._reporter.progress(moment)
-        self._tell({"progress": asdict(moment)})
+        return Operators(
+            record=record,
+            life=self._life,
+            keeper=self._keeper,
+            session=self._session,
+            feed=self._events,
+            backfill=self._backfill,
+            syncs=self._syncs,
+            detach=self._detach,
+            flush=self._flush,
+            watchers=self._watchers,
+        )
 
 
 def _leaves(group: BaseExceptionGroup[AgentfuseError]) -> Iterator[AgentfuseError]:
@@ -496,21 +360,6 @@ def _leaves(group: BaseExceptionGroup[AgentfuseError]) -> Iterator[AgentfuseErro
             yield from _leaves(error)
         else:
             yield error
-
-
-def _synced_line(region: str, report: CommitReport | None) -> str:
-    if report is None:
-        return f"{region}/: everything was in the store already"
-    return "\n".join(told(region, report))
-
-
-def _as_line(error: AgentfuseError) -> dict[str, object]:
-    return {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE")
 
 
 def _prepare_process() -> None:

@@ -1,14 +1,9 @@
-"""How events travel over HTTP: what may be asked of them, and their two forms, NDJSON and SSE."""
+"""How events travel over HTTP: their two forms, NDJSON and SSE."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Protocol
-from urllib.parse import parse_qsl
-
-import msgspec
-
-from agentfuse.errors import UsageError
+from typing import Protocol
 
 
 class EventLine(Protocol):
@@ -20,31 +15,6 @@ class EventLine(Protocol):
     def kind(self) -> str: ...
     @property
     def text(self) -> bytes: ...
-
-
-class Asked(msgspec.Struct, forbid_unknown_fields=True):
-    """Which events are wanted; see the server's description of ``/v1/events``."""
-
-    since: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    region: str | None = None
-    follow: bool = False
-
-
-def parse_query(target: bytes, last_event_id: bytes) -> Asked:
-    """What is asked of the events; a browser that comes back tells where it was in a header.
-
-    Raises ``UsageError``.
-    """
-    query = target.partition(b"?")[2].decode("ascii", "replace")
-    fields = dict(parse_qsl(query, keep_blank_values=True))
-    if last_event_id:
-        fields["since"] = last_event_id.decode("ascii", "replace")
-    try:
-        return msgspec.convert(fields, Asked, strict=False)
-    except msgspec.ValidationError as error:
-        raise UsageError(
-            f"the query is not understood: {error}", hint="write it like ?since=7&follow=1"
-        ) from None
 
 
 def as_ndjson(events: Sequence[EventLine]) -> bytes:

@@ -19,7 +19,8 @@ import trio.testing
 from agentfuse.control import client as client_module
 from agentfuse.control import server as control_server
 from agentfuse.control.client import ControlClient
-from agentfuse.control.server import DEFAULT_SYNC_S
+from agentfuse.control.feeds import Feed
+from agentfuse.control.routes import DEFAULT_SYNC_S
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError
 
 
@@ -201,7 +202,7 @@ async def test_a_cancelled_server_does_not_wait_for_idle_clients(
 
 
 async def test_of_a_flood_of_progress_an_unread_client_costs_one_line() -> None:
-    feed = control_server._Feed()
+    feed = Feed()
     for number in range(100_000):
         feed.put({"progress": {"done_files": number}})
     feed.put({"done": {}})
@@ -211,7 +212,7 @@ async def test_of_a_flood_of_progress_an_unread_client_costs_one_line() -> None:
 
 
 async def test_a_silent_unmount_sends_heartbeats(autojump_clock: trio.testing.MockClock) -> None:
-    chunks = control_server._Feed().chunks()
+    chunks = Feed().chunks()
     assert [await anext(chunks), await anext(chunks)] == [b"\n", b"\n"]
     await chunks.aclose()
 

@@ -1,0 +1,122 @@
+"""One request and its answer on a connection: HTTP/1.1 by h11 on trio, bounded in size and time.
+
+Knows no route and no mount. An Exchange is used by one task; what breaks because its client left is one
+of CLIENT_LEFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+
+import h11
+import trio
+
+from agentfuse.control.feeds import encode
+from agentfuse.errors import AgentfuseError
+
+MAX_HEADER_BYTES = 16 * 1024
+MAX_BODY_BYTES = 64 * 1024
+SEND_DEADLINE_S = 30.0
+CLIENT_LEFT = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
+
+_RECEIVE_BYTES = 16 * 1024
+
+Header = tuple[str, str]
+
+
+class RequestError(Exception):
+    """A request that is answered with an error and nothing else."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str = "bad_request",
+        hint: str = "",
+        headers: Iterable[Header] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"code": code, "message": message, "hint": hint}
+        self.headers = list(headers)
+
+
+def refused(error: AgentfuseError) -> RequestError:
+    """The answer that an error of ours is."""
+    return RequestError(error.http_status, error.message, code="error", hint=error.hint)
+
+
+class Exchange:
+    """The one request of a connection, and its answer."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER_BYTES)
+
+    async def read_head(self) -> h11.Request:
+        """The request without its body. Raises ``RequestError`` for what is not HTTP."""
+        event = await self._next_event()
+        if isinstance(event, h11.Request):
+            return event
+        raise trio.BrokenResourceError  # the client closed the connection before it asked anything
+
+    async def read_body(self) -> bytes:
+        """The whole body; it is small, or the request is refused."""
+        body = b""
+        while (data := await self.read_some()) is not None:
+            body += data
+            if len(body) > MAX_BODY_BYTES:
+                raise RequestError(413, f"a body has at most {MAX_BODY_BYTES} bytes", code="too_large")
+        return body
+
+    async def read_some(self) -> bytes | None:
+        """Some of the body, None at its end."""
+        event = await self._next_event()
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
+        if isinstance(event, h11.EndOfMessage):
+            return None
+        raise trio.BrokenResourceError  # the client closed the connection within its request
+
+    async def send_json(
+        self, status: int, body: dict[str, object] | dict[str, str], headers: Iterable[Header] = ()
+    ) -> None:
+        """Answer with one object."""
+        if self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+            raise trio.BrokenResourceError  # HTTP was broken beyond answering
+        data = encode(body) + b"\n"
+        await self.begin(status, "application/json", [("Content-Length", str(len(data))), *headers])
+        await self.send(data)
+        await self.end()
+
+    async def begin(self, status: int, content_type: str, headers: Iterable[Header] = ()) -> None:
+        """Begin an answer; chunked unless the headers say how long it is."""
+        ours = [("Content-Type", content_type), ("Connection", "close"), ("Cache-Control", "no-store")]
+        reason = HTTPStatus(status).phrase
+        await self._send(h11.Response(status_code=status, headers=[*ours, *headers], reason=reason))
+
+    async def send(self, data: bytes) -> None:
+        """Some of the answer; ``TooSlowError`` when the client does not take it."""
+        await self._send(h11.Data(data=data))
+
+    async def end(self) -> None:
+        """The answer is complete; one that is not ended so is seen to be cut off."""
+        await self._send(h11.EndOfMessage())
+
+    async def _next_event(self) -> object:
+        while True:
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError as error:
+                raise RequestError(error.error_status_hint, f"not HTTP as we speak it: {error}") from None
+            if event is not h11.NEED_DATA:
+                return event
+            self._http.receive_data(await self.stream.receive_some(_RECEIVE_BYTES))
+
+    async def _send(self, event: h11.Event) -> None:
+        data = self._http.send(event)
+        if data:
+            with trio.fail_after(SEND_DEADLINE_S):
+                await self.stream.send_all(data)

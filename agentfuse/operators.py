@@ -1,0 +1,135 @@
+"""What operators ask of a mounted home, whoever carries it to them: the MountControl of the control API.
+
+Looks at the parts of a mount and starts what they can do; when a mount lives and how it ends is the daemon's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import trio
+
+from agentfuse import mountpoint as mountpoints
+from agentfuse.control.registry import MountRecord
+from agentfuse.errors import BusyError
+from agentfuse.events.feed import EventFeed, Line
+from agentfuse.flush import FinalFlush, Watchers
+from agentfuse.fuse.session import Session
+from agentfuse.sync.backfill import Backfill
+from agentfuse.sync.background import RegionSync
+from agentfuse.sync.keeper import HomeKeeper
+from agentfuse.sync.reports import CommitReport
+from agentfuse.sync.synced import told
+
+HELD_ELSEWHERE_S = 2.0
+"""How long after an unmount the kernel may take before somebody else must be holding the mount."""
+
+
+@dataclass(slots=True)
+class Life:
+    """Where a mount is in its life: ``live`` once it is usable, ``ended`` when it is no longer mounted."""
+
+    state: Literal["starting", "live", "flushing"] = "starting"
+    live: trio.Event = field(default_factory=trio.Event)
+    ended: trio.Event = field(default_factory=trio.Event)
+
+
+class Detach(Protocol):
+    """Takes the mount off its path; ``lazy``: though files of it are open."""
+
+    def __call__(self, *, lazy: bool) -> Awaitable[None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Operators:
+    """A mount as its operators see it. ``detach`` unmounts, ``flush`` is what follows."""
+
+    record: MountRecord
+    life: Life
+    keeper: HomeKeeper
+    session: Session
+    feed: EventFeed
+    backfill: Backfill
+    syncs: Sequence[RegionSync]
+    detach: Detach
+    flush: FinalFlush
+    watchers: Watchers
+
+    def status(self) -> dict[str, object]:
+        """The mount as JSON values."""
+        return {
+            **asdict(self.record),
+            "state": self.life.state,
+            "state_dir": self.record.state,
+            "owner": list(self.keeper.config.owner),
+            "rss_bytes": _resident_bytes(),
+            "regions": {account.name: account.as_dict() for account in self.keeper.ledger.accounts()},
+            "sync": {sync.name: sync.as_dict() for sync in self.syncs},
+            "hydration": self.backfill.as_dict(),
+            "events": self.feed.as_dict(),
+            "fuse": self.session.as_dict(),
+        }
+
+    def events(
+        self, *, since: int | None, region: str | None, follow: bool
+    ) -> AsyncGenerator[list[Line], None]:
+        """Events as they come; see ``EventFeed.subscribe``."""
+        return self.feed.subscribe(since, region=region, follow=follow)
+
+    async def sync(self, *, timeout_s: float) -> AsyncGenerator[dict[str, object], None]:
+        """Wait until everything changed before the call is in a snapshot; the last object is ``done``.
+
+        Raises ``UnflushedError`` when that takes longer than ``timeout_s``.
+        """
+        if self.life.state != "live":
+            raise BusyError(
+                f"{self.record.mountpoint} is {self.life.state}", hint="agentfuse umount waits for it"
+            )
+        deadline = trio.current_time() + timeout_s
+        # What programs wrote through mappings is the kernel's until it is written back.
+        await trio.to_thread.run_sync(
+            mountpoints.write_back, Path(self.record.mountpoint), self.session.written()
+        )
+        regions: dict[str, object] = {}
+        for sync in self.syncs:
+            report = await sync.barrier(deadline=deadline)
+            regions[sync.name] = {**sync.as_dict(), "commit": report and report.as_dict()}
+            yield {"say": _synced_line(sync.name, report)}
+        yield {"done": {"execution": self.record.execution, "regions": regions}}
+
+    async def unmount(
+        self, *, lazy: bool, timeout_s: float | None
+    ) -> AsyncGenerator[dict[str, object], None]:
+        """Unmount and tell how the flush goes; the last object is ``done`` or ``error``.
+
+        ``timeout_s``: for so long an unreachable store is tried again; None is what is configured.
+        """
+        if timeout_s is not None:
+            self.flush.timeout_s = timeout_s
+        async with self.watchers.watching() as lines:
+            if self.life.state == "live":
+                await self.detach(lazy=lazy)
+                with trio.move_on_after(HELD_ELSEWHERE_S):
+                    await self.life.ended.wait()
+                if not self.life.ended.is_set():
+                    yield {
+                        "say": "unmounted here, but another mount namespace (a sandbox, a container) still "
+                        "holds it: waiting for that to end; `agentfuse umount --lazy` does not wait"
+                    }
+            async for line in lines:
+                yield line
+
+
+def _synced_line(region: str, report: CommitReport | None) -> str:
+    if report is None:
+        return f"{region}/: everything was in the store already"
+    return "\n".join(told(region, report))
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
