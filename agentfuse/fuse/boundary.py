@@ -1,4 +1,4 @@
-"""The edge to the kernel: errors become errno here and nowhere else, and requests are counted.
+"""The edge to the kernel: errors become errno here and nowhere else, and requests are counted and timed.
 
 pyfuse3 ends the whole session when a handler raises anything but FUSEError, so nothing else passes.
 """
@@ -10,12 +10,14 @@ import errno
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from time import perf_counter_ns
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import trio
 from pyfuse3 import FUSEError
 
 from agentfuse.errors import AgentfuseError
+from agentfuse.fuse.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +58,9 @@ class Gate:
 
 
 class Handles(Protocol):
-    """Whose handlers these are: ``requests`` counts them by the kernel's name of the operation."""
+    """Whose handlers these are: ``tally`` counts them."""
 
-    requests: dict[str, int]
+    tally: Tally
     gate: Gate
 
 
@@ -80,6 +82,12 @@ def to_fuse_error(error: Exception, operation: str) -> FUSEError:
     return FUSEError(errno.EIO)
 
 
+def _answer(error: Exception, operation: str, tally: Tally) -> FUSEError:
+    answer = to_fuse_error(error, operation)
+    tally.failed(operation, answer.errno)
+    return answer
+
+
 def handler(
     function: Callable[Concatenate[S, P], R],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
@@ -87,11 +95,15 @@ def handler(
     operation = function.__name__
 
     async def handle(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self.requests[operation] += 1
+        tally = self.tally
+        tally.requests[operation] += 1
+        begun = perf_counter_ns()
         try:
             return function(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001  # the edge: every error is answered
-            raise to_fuse_error(error, operation) from None
+            raise _answer(error, operation, tally) from None
+        finally:
+            tally.took(operation, perf_counter_ns() - begun)
 
     functools.update_wrapper(handle, function)
     return handle
@@ -104,13 +116,17 @@ def changing_handler(
     operation = function.__name__
 
     async def handle(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self.requests[operation] += 1
+        tally = self.tally
+        tally.requests[operation] += 1
+        begun = perf_counter_ns()
         try:
             if self.gate.is_closed:
                 await self.gate.passed()
             return function(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001  # the edge: every error is answered
-            raise to_fuse_error(error, operation) from None
+            raise _answer(error, operation, tally) from None
+        finally:
+            tally.took(operation, perf_counter_ns() - begun)
 
     functools.update_wrapper(handle, function)
     return handle
@@ -123,24 +139,15 @@ def slow_handler(
     operation = function.__name__
 
     async def handle(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self.requests[operation] += 1
+        tally = self.tally
+        tally.requests[operation] += 1
+        begun = perf_counter_ns()
         try:
             return await function(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001  # the edge: every error is answered
-            raise to_fuse_error(error, operation) from None
+            raise _answer(error, operation, tally) from None
+        finally:
+            tally.took(operation, perf_counter_ns() - begun)
 
     functools.update_wrapper(handle, function)
     return handle
-
-
-def requests_from_zero() -> dict[str, int]:
-    """A counter for every operation that the kernel may ask for."""
-    return dict.fromkeys(OPERATIONS, 0)
-
-
-OPERATIONS: tuple[str, ...] = (
-    "lookup", "forget", "getattr", "setattr", "readlink", "symlink", "link", "mknod", "mkdir", "rmdir",
-    "unlink", "rename", "create", "open", "read", "write", "flush", "release", "fsync", "fsyncdir",
-    "opendir", "readdir", "releasedir", "statfs", "access",
-    "getxattr", "setxattr", "listxattr", "removexattr",
-)  # fmt: skip

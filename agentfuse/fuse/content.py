@@ -94,8 +94,11 @@ class Content:
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes; fewer only at the end of the file."""
         file = self._get(number).file
-        file.inode.answer = None  # reading moves the access time
-        return os.pread(file.reading_fd, size, offset)
+        inode = file.inode
+        inode.answer = None  # reading moves the access time
+        data = os.pread(file.reading_fd, size, offset)
+        inode.account.bytes_read += len(data)
+        return data
 
     def write(self, number: int, offset: int, data: bytes) -> int:
         """Write what the quota has room for and return how many bytes that was.
@@ -114,6 +117,7 @@ class Content:
             data = _what_fits(handle, offset, data)
         passing("write.begun")
         written = os.pwrite(file.writing_fd, data, offset)
+        inode.account.bytes_written += written
         passing("write.written")
         end = offset + written
         if end > file.size:

@@ -19,11 +19,12 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, StatvfsData
 
-from agentfuse.fuse.boundary import Gate, changing_handler, handler, requests_from_zero, slow_handler
+from agentfuse.fuse.boundary import Gate, changing_handler, handler, slow_handler
 from agentfuse.fuse.filesystem import NAME_MAX, Caller, Change, Filesystem, Name
 from agentfuse.fuse.handles import Listing
 from agentfuse.fuse.inodes import Inode
 from agentfuse.fuse.names import RENAME_EXCHANGE
+from agentfuse.fuse.tally import Tally
 from agentfuse.home.creators import Creator
 from agentfuse.sync.absent import State
 
@@ -61,7 +62,7 @@ class Operations(pyfuse3.Operations):
         content_of: Callable[[bytes], bytes | None],
     ) -> None:
         super().__init__()
-        self.requests = requests_from_zero()
+        self.tally = Tally()
         self.gate = Gate()
         self._fs = filesystem
         self._content = filesystem.content

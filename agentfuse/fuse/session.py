@@ -18,6 +18,7 @@ from agentfuse.fuse.filesystem import Filesystem
 from agentfuse.fuse.inodes import InodeTable
 from agentfuse.fuse.names import complete_files
 from agentfuse.fuse.operations import Operations
+from agentfuse.fuse.tally import Tally
 from agentfuse.fuse.xattrs import Xattrs
 from agentfuse.home.creators import Creator
 from agentfuse.home.observer import Found
@@ -106,6 +107,16 @@ class Session:
             pyfuse3.terminate()
 
     @property
+    def tally(self) -> Tally:
+        """What was asked, and how it went."""
+        return self._operations.tally
+
+    @property
+    def inodes_known(self) -> int:
+        """How many inodes the kernel knows."""
+        return len(self._inodes)
+
+    @property
     def handles_open(self) -> int:
         """How many files are open."""
         return self._filesystem.content.open_count()
@@ -118,8 +129,8 @@ class Session:
     def as_dict(self) -> dict[str, object]:
         """``{requests: {operation: count}, inodes_known, handles_open}``."""
         return {
-            "requests": dict(self._operations.requests),
-            "inodes_known": len(self._inodes),
+            "requests": dict(self._operations.tally.requests),
+            "inodes_known": self.inodes_known,
             "handles_open": self.handles_open,
         }
 

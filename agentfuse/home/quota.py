@@ -20,13 +20,16 @@ class Account:
 
     An inode that is unlinked but still open stays charged until its last close. ``refusals`` counts
     how often the quota said no, and ``on_refusal`` is called then with what there was no room for.
-    ``changes`` is None for a region that is not synced during the run, ``observer`` for one whose files
-    nobody is told of.
+    ``bytes_read`` and ``bytes_written`` are what went through the mount since it began (what the kernel
+    answers from its cache does not). ``changes`` is None for a region that is not synced during the run,
+    ``observer`` for one whose files nobody is told of.
     """
 
     __slots__ = (
         "bytes_quota",
+        "bytes_read",
         "bytes_used",
+        "bytes_written",
         "changes",
         "files_quota",
         "files_used",
@@ -44,6 +47,8 @@ class Account:
         self.files_quota = region.files_quota
         self.bytes_used = 0
         self.files_used = 0
+        self.bytes_read = 0
+        self.bytes_written = 0
         self.refusals = 0
         self.on_refusal: Callable[[Account, str], None] | None = None
         self.changes = Changes() if region.sync is SyncPolicy.CONTINUOUS else None

@@ -9,22 +9,25 @@ import pytest
 from pyfuse3 import FUSEError
 
 from agentfuse.errors import QuotaExceededError, StoreError
-from agentfuse.fuse.boundary import handler, requests_from_zero, slow_handler
+from agentfuse.fuse.boundary import handler, slow_handler
+from agentfuse.fuse.tally import Tally
+from agentfuse.timings import number_of
 
 
 class Raises:
     """Handlers that raise what they are given."""
 
     def __init__(self) -> None:
-        self.requests = requests_from_zero()
+        self.tally = Tally()
 
     @handler
     def read(self, error: Exception) -> bytes:
         raise error
 
     @slow_handler
-    async def fsync(self, error: Exception) -> None:
-        raise error
+    async def fsync(self, error: Exception | None) -> None:
+        if error is not None:
+            raise error
 
 
 @pytest.mark.parametrize(
@@ -61,10 +64,13 @@ async def test_what_nobody_foresaw_is_eio_and_one_traceback(
     ]
 
 
-async def test_requests_are_counted_whether_they_succeed_or_not() -> None:
+async def test_requests_are_counted_and_timed_whether_they_succeed_or_not() -> None:
     handlers = Raises()
-    for _ in range(3):
+    for number in (errno.EIO, errno.EIO, errno.EDQUOT):
         with pytest.raises(FUSEError):
-            await handlers.read(OSError(errno.EIO, ""))
-    assert handlers.requests["read"] == 3
-    assert sum(handlers.requests.values()) == 3
+            await handlers.read(OSError(number, ""))
+    await handlers.fsync(None)
+    tally = handlers.tally
+    assert {name: n for name, n in tally.requests.items() if n} == {"read": 3, "fsync": 1}
+    assert tally.errors == {("read", errno.EIO): 2, ("read", errno.EDQUOT): 1}
+    assert {name: number_of(t) for name, t in tally.timings.items() if any(t)} == {"read": 3, "fsync": 1}
