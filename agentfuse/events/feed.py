@@ -60,7 +60,10 @@ class Line(NamedTuple):
 
 
 class EventFeed:
-    """The events of one mount: give its observers to the regions' accounts, and ``run`` it."""
+    """The events of one mount: give its observers to the regions' accounts, and ``run`` it.
+
+    ``told`` counts the events since the mount began, by region and kind.
+    """
 
     def __init__(self, events: EventLog, *, execution: str, agent: str) -> None:
         self.ended = trio.Event()
@@ -77,6 +80,7 @@ class EventFeed:
         self._recent: list[Line] = []
         self._changed = trio.Event()
         self._followers = 0
+        self.told: collections.Counter[tuple[str, str]] = collections.Counter()
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(2)
 
@@ -181,6 +185,7 @@ class EventFeed:
                 self._recent = []  # the log was damaged, and begins anew
             self._recent.append(self._line(event))
             self._newest = event.seq
+            self.told[event.region, event.kind] += 1
         if len(self._recent) > 2 * _RECENT:
             del self._recent[:-_RECENT]
         changed, self._changed = self._changed, trio.Event()

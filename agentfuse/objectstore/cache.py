@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agentfuse.objectstore.base import CHUNK_BYTES, ObjectStat, ObjectStore, Source
+from agentfuse.objectstore.counted import Traffic
 from agentfuse.objectstore.ranges import Filling, RangeCache
 
 
@@ -23,9 +24,16 @@ class CachedStore:
     """
 
     def __init__(
-        self, store: ObjectStore, directory: Path, max_bytes: int, *, is_kept: Callable[[str], bool]
+        self,
+        store: ObjectStore,
+        directory: Path,
+        max_bytes: int,
+        *,
+        is_kept: Callable[[str], bool],
+        traffic: Traffic | None = None,
     ) -> None:
         self.store = store
+        self._traffic = traffic or Traffic()
         self._ranges = RangeCache(directory, max_bytes)
         self._is_kept = is_kept
 
@@ -66,6 +74,7 @@ class CachedStore:
         name = self._name(key)
         here = self._ranges.read(name, offset, length)
         done = len(here)
+        self._traffic.asked_cache(done, is_hit=done == length)
         if done == length:
             return here
         rest = self.store.get(key, offset=offset + done, length=length - done)
@@ -82,6 +91,7 @@ class CachedStore:
         while offset < end and (piece := self._ranges.read(name, offset, min(CHUNK_BYTES, end - offset))):
             offset += len(piece)
             yield piece
+        self._traffic.asked_cache(length - (end - offset), is_hit=offset == end)
         if offset == end:
             return
         with self._ranges.filling(name, offset, end - offset) as filling:
@@ -124,12 +134,17 @@ class CachedStore:
 
 
 def with_cache(
-    store: ObjectStore, directory: Path, max_bytes: int, *, is_kept: Callable[[str], bool]
+    store: ObjectStore,
+    directory: Path,
+    max_bytes: int,
+    *,
+    is_kept: Callable[[str], bool],
+    traffic: Traffic | None = None,
 ) -> ObjectStore:
     """A :class:`CachedStore`; or the store itself if it is a directory of this host, or there is no room."""
     if not max_bytes or store.url.startswith("file:"):
         return store
-    return CachedStore(store, directory, max_bytes, is_kept=is_kept)
+    return CachedStore(store, directory, max_bytes, is_kept=is_kept, traffic=traffic)
 
 
 def without_cache(store: ObjectStore) -> ObjectStore:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import trio
 
@@ -52,6 +52,19 @@ class Pace:
 
     sync_delay_s: float
     checkpoint_interval_s: float
+
+
+class Gauges(NamedTuple):
+    """What is not in a snapshot and for how long, the snapshots of this run, when (of the epoch) a region was
+    last synced, and how often in a row that has failed since.
+    """
+
+    dirty_files: int
+    dirty_bytes: int
+    oldest_unsynced_s: float
+    snapshots: int
+    synced_at: float | None
+    failures: int
 
 
 class RegionSync:
@@ -93,6 +106,7 @@ class RegionSync:
         self._last: CommitReport | None = None
         self._last_time: float | None = None
         self._conflicts: set[bytes] = set()
+        self._snapshots = 0
         if is_unknown:
             changes.since = time.monotonic()
         changes.on_change = self._wake_up
@@ -148,6 +162,12 @@ class RegionSync:
                 for place in sorted(self._conflicts | set(kept_below(self._root, _MOST_TOLD)))[:_MOST_TOLD]
             ],
         }
+
+    def gauges(self) -> Gauges:
+        """The state in numbers, without a look at the disk."""
+        files, size = self._changes.totals()
+        age_s = self._changes.age_s()
+        return Gauges(files, size, age_s or 0.0, self._snapshots, self._last_time, self._failures)
 
     # -- when
 
@@ -225,6 +245,7 @@ class RegionSync:
     def _note_commit(self, report: CommitReport) -> None:
         self._committed_at = time.monotonic()
         self._last_time = time.time()
+        self._snapshots += report.number is not None
         if report.number is not None or self._last is None:
             self._last = report
         self._conflicts |= {each.kept_at for each in report.conflicts}

@@ -19,6 +19,7 @@ from agentfuse.home.tree import Home, HomeRecord, Status, list_homes, now, remov
 from agentfuse.home.walk import clear_tree
 from agentfuse.killpoints import passing
 from agentfuse.objectstore import probe
+from agentfuse.objectstore.counted import Traffic
 from agentfuse.progress import Reporter
 from agentfuse.sync.absent import Absent
 from agentfuse.sync.recovery import finish, held, owner_of
@@ -31,7 +32,7 @@ class HomeKeeper:
 
     ``ephemeral``: the execution's id was made up, so nobody can come back to the home once it is clean.
     The caller holds the home's lock. ``resumed`` tells, once it is open, that a run of it did not end;
-    ``absent`` has the files whose contents are still in the store.
+    ``absent`` has the files whose contents are still in the store, ``traffic`` counts what goes to the store.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class HomeKeeper:
         self.resumed = False
         self.synced: SyncedRegions
         self.absent = Absent()
+        self.traffic = Traffic()
 
     def open(self) -> None:
         """Bring the home to where it can be mounted: laid out, restored, its use counted."""
-        stores = Stores(self.config.state, cache_bytes=self.config.cache_bytes)
+        stores = Stores(self.config.state, cache_bytes=self.config.cache_bytes, traffic=self.traffic)
         store = stores.open(self.config.store)
         probe(store)
         stores.remember(self.config.store)

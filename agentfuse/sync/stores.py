@@ -8,16 +8,18 @@ from pathlib import Path
 from agentfuse.home.tree import write_durably
 from agentfuse.objectstore import ObjectStore, open_store
 from agentfuse.objectstore.cache import with_cache
+from agentfuse.objectstore.counted import CountedStore, Traffic
 from agentfuse.snapshots.layout import is_object_key
 
 
 class Stores:
     """Opens stores for a state directory, and remembers them there (``STATE/stores/``).
 
-    All share a cache of ``cache_bytes`` in ``STATE/cache/``.
+    All share a cache of ``cache_bytes`` in ``STATE/cache/``, and ``traffic`` counts what goes to them.
     """
 
-    def __init__(self, state: Path, *, cache_bytes: int) -> None:
+    def __init__(self, state: Path, *, cache_bytes: int, traffic: Traffic | None = None) -> None:
+        self.traffic = traffic or Traffic()
         self._directory = state / "stores"
         self._cache = state / "cache"
         self._cache_bytes = cache_bytes
@@ -25,7 +27,13 @@ class Stores:
     def open(self, url: str) -> ObjectStore:
         """The store at ``url``; one that was remembered must still be there. Raises ``StoreError``."""
         store = open_store(url, is_known=self._memo(url).exists())
-        return with_cache(store, self._cache, self._cache_bytes, is_kept=is_object_key)
+        return with_cache(
+            CountedStore(store, self.traffic),
+            self._cache,
+            self._cache_bytes,
+            is_kept=is_object_key,
+            traffic=self.traffic,
+        )
 
     def remember(self, url: str) -> None:
         """The store at ``url`` is used from now on."""

@@ -16,9 +16,11 @@ from stores import CountingStore, FaultyStore, ForgetfulStore
 from agentfuse.errors import ObjectNotFoundError, StoreError, UsageError
 from agentfuse.objectstore import ObjectStore, open_store, probe
 from agentfuse.objectstore.cache import CachedStore
+from agentfuse.objectstore.counted import CountedStore, Traffic
 
 WRAPPERS: dict[str, Callable[[ObjectStore, Path], ObjectStore]] = {
     "plain": lambda store, _: store,
+    "counted": lambda store, _: CountedStore(store, Traffic()),
     "counting": lambda store, _: CountingStore(store),
     "faulty": lambda store, _: FaultyStore(store, lambda *_: None),
     "cached": lambda store, path: CachedStore(store, path / "cache", 2**30, is_kept=lambda _: True),
