@@ -54,7 +54,7 @@ class _Answer(BaseHTTPRequestHandler):
         if is_endless:
             self.server.given_up.wait(60)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         """Nothing."""
 
 
