@@ -35,9 +35,12 @@ from agentfuse.errors import (
     MountError,
     UsageError,
 )
+from agentfuse.events.bookmarks import Bookmarks
+from agentfuse.events.endpoint import Endpoint, open_endpoints
 from agentfuse.events.feed import EventFeed
 from agentfuse.events.log import EventLog
 from agentfuse.events.notices import STATUS, Notices
+from agentfuse.events.webhooks import Webhooks
 from agentfuse.flush import FinalFlush, Watchers
 from agentfuse.fuse.session import Session, SessionOptions, mounted, widen_read_ahead
 from agentfuse.home.observer import Found
@@ -90,6 +93,7 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
     _refuse_inside(mountpoint, {"state directory": config.state, "runtime directory": registry.runtime})
     if config.store.startswith("file://"):
         _refuse_inside(mountpoint, {"object store": Path(unquote(config.store.removeprefix("file://")))})
+    endpoints = open_endpoints(config.webhooks, os.environ)
     lock = registry.lock(mountpoint)
     try:
         mountpoints.require_fuse()
@@ -107,7 +111,8 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
                 reporter=reporter,
             )
             keeper.open()
-            mount = Mount(config, replace(spec, mountpoint=mountpoint), keeper, registry, reporter)
+            whose = replace(spec, mountpoint=mountpoint)
+            mount = Mount(config, whose, keeper, registry, reporter, endpoints=endpoints)
             trio.run(mount.run, on_ready)
             if mount.failure is not None:
                 if not mount.was_mounted and not keeper.resumed:
@@ -122,7 +127,14 @@ class Mount:
     """The life of a mount: its session, its tasks, its signals, and how it ends."""
 
     def __init__(
-        self, config: Config, spec: MountSpec, keeper: HomeKeeper, registry: Registry, reporter: Reporter
+        self,
+        config: Config,
+        spec: MountSpec,
+        keeper: HomeKeeper,
+        registry: Registry,
+        reporter: Reporter,
+        *,
+        endpoints: list[Endpoint],
     ) -> None:
         self._spec = spec
         self._keeper = keeper
@@ -148,14 +160,20 @@ class Mount:
         self._started_at = now()
         self._watchers = Watchers()
         self._flush = FinalFlush(
-            keeper, reporter, self._watchers, agent=spec.agent, timeout_s=config.flush_timeout_s
+            keeper,
+            reporter,
+            self._watchers,
+            agent=spec.agent,
+            timeout_s=config.flush_timeout_s,
+            needs_home=self._needs_home,
         )
         self._syncs: list[RegionSync] = []
         self._pace = Pace(config.sync_delay_s, config.checkpoint_interval_s)
         self._synced = trio.Event()
-        self._events = EventFeed(
-            EventLog(keeper.home.events, keeper.home.tree), execution=spec.execution, agent=spec.agent
-        )
+        events = EventLog(keeper.home.events, keeper.home.tree)
+        whose = {"agent": spec.agent, "execution": spec.execution}
+        self._events = EventFeed(events, **whose)
+        self._webhooks = Webhooks(endpoints, self._events, Bookmarks(events), **whose)
         self._notices = Notices(self._events, self._doors, keeper.ledger, keeper.home.tree)
         self._detach_limiter = trio.CapacityLimiter(2)
 
@@ -169,11 +187,14 @@ class Mount:
                 with self._mounted() as session:
                     self._session = session
                     await self._serve(nursery, on_ready)
-                await self._flush.run(self._synced, self._events.ended)
+                await self._flush.run(self._synced, self._webhooks.ended)
                 nursery.cancel_scope.cancel()
         except* AgentfuseError as group:
             # A nursery wraps what leaves it; our callers want the error itself.
             self.failure = next(_leaves(group))
+
+    def _needs_home(self) -> bool:
+        return self._webhooks.has_backlog
 
     @contextlib.contextmanager
     def _mounted(self) -> Iterator[Session]:
@@ -200,6 +221,7 @@ class Mount:
                     widen_read_ahead(minor)
                 self._start_syncing(nursery)
                 nursery.start_soon(self._events.run)
+                nursery.start_soon(self._webhooks.run, self._events.ended)
                 operators = self._operators()
                 await nursery.start(serve_control, self._registry.socket_path(path), operators)
                 self._life.state = "live"
@@ -346,6 +368,7 @@ class Mount:
             keeper=self._keeper,
             session=self._session,
             feed=self._events,
+            webhooks=self._webhooks,
             backfill=self._backfill,
             syncs=self._syncs,
             detach=self._detach,

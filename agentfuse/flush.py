@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
 
 import trio
@@ -52,16 +52,27 @@ class Watchers:
 
 
 class FinalFlush:
-    """Brings a home that is no longer mounted into the store; ``timeout_s`` is for how long that is tried."""
+    """Brings a home that is no longer mounted into the store; ``timeout_s`` is for how long that is tried.
+
+    ``needs_home``: whether what is in the home is needed even when everything is in the store.
+    """
 
     def __init__(
-        self, keeper: HomeKeeper, reporter: Reporter, watchers: Watchers, *, agent: str, timeout_s: float
+        self,
+        keeper: HomeKeeper,
+        reporter: Reporter,
+        watchers: Watchers,
+        *,
+        agent: str,
+        timeout_s: float,
+        needs_home: Callable[[], bool],
     ) -> None:
         self.timeout_s = timeout_s
         self._keeper = keeper
         self._reporter = reporter
         self._watchers = watchers
         self._agent = agent
+        self._needs_home = needs_home
         self._running = trio.CancelScope()
 
     def interrupt(self) -> None:
@@ -112,7 +123,7 @@ class FinalFlush:
 
     def _finish(self, reporter: Reporter) -> None:
         self._keeper.flush(reporter)
-        self._keeper.end()
+        self._keeper.end(keeps=self._needs_home())
 
 
 class _Listening:

@@ -17,6 +17,7 @@ from agentfuse import mountpoint as mountpoints
 from agentfuse.control.registry import MountRecord
 from agentfuse.errors import BusyError
 from agentfuse.events.feed import EventFeed, Line
+from agentfuse.events.webhooks import Webhooks
 from agentfuse.flush import FinalFlush, Watchers
 from agentfuse.fuse.session import Session
 from agentfuse.sync.backfill import Backfill
@@ -53,6 +54,7 @@ class Operators:
     keeper: HomeKeeper
     session: Session
     feed: EventFeed
+    webhooks: Webhooks
     backfill: Backfill
     syncs: Sequence[RegionSync]
     detach: Detach
@@ -71,6 +73,7 @@ class Operators:
             "sync": {sync.name: sync.as_dict() for sync in self.syncs},
             "hydration": self.backfill.as_dict(),
             "events": self.feed.as_dict(),
+            "webhooks": self.webhooks.as_list(),
             "fuse": self.session.as_dict(),
         }
 

@@ -68,7 +68,10 @@ def run(
     with _private_directory(registry) as mountpoint:
         request = Request.of(mountpoint, agent, execution)
         daemon = start_background(settings, request, reporter, ends_with_us=True)
-        code = _run_command(command, request)
+        # A secret of the daemon's is not the command's.
+        secrets = {hook.secret_env for hook in settings.webhooks}
+        environment = {name: value for name, value in os.environ.items() if name not in secrets}
+        code = _run_command(command, request, environment)
         try:
             _flush(registry, request, settings, reporter)
         except AgentfuseError as error:
@@ -99,11 +102,11 @@ def _private_directory(registry: Registry) -> Iterator[Path]:
             path.rmdir()
 
 
-def _run_command(command: list[str], request: Request) -> int:
+def _run_command(command: list[str], request: Request, environment: dict[str, str]) -> int:
     """The command's exit code as a shell has it."""
     home = str(request.mountpoint)
     environment = {
-        **os.environ,
+        **environment,
         "HOME": home,
         "PWD": home,
         "AGENTFUSE_HOME": home,

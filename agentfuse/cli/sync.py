@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from agentfuse.control.client import ControlClient
 from agentfuse.control.registry import open_registry
 from agentfuse.errors import UnflushedError
 from agentfuse.progress import Silent
+
+if TYPE_CHECKING:
+    from agentfuse.events.endpoint import Endpoint
 
 
 def register(app: typer.Typer) -> None:
@@ -63,11 +67,14 @@ def recover(
 ) -> None:
     """Finish what killed daemons and unreachable stores left on this host. Exits 75 if something is left.
 
-    As often as you like, at any time, beside running mounts: whose daemon lives is left alone.
+    Webhooks that did not take all events of a run that is over are sent the rest. As often as you like,
+    at any time, beside running mounts: whose daemon lives is left alone.
     """
-    from agentfuse.sync.recovery import recover as recover_homes  # noqa: PLC0415  needs what mounts need
+    from agentfuse.events.endpoint import open_endpoints  # noqa: PLC0415  needs what mounts need
+    from agentfuse.sync.recovery import recover as recover_homes  # noqa: PLC0415
 
     settings = options.configure(config=config, store=store, state=state)
+    endpoints = open_endpoints(settings.webhooks, os.environ)
     reporter = Silent() if json else terminal_reporter()
     found = list(recover_homes(settings, reporter, store=settings.store if store else None))
     if json:
@@ -78,11 +85,17 @@ def recover(
                 f"agentfuse: execution {each.execution} of agent {each.agent or 'unknown'} is left as it was:"
             )
             print_error(each.error)
+    left = _deliver_left(settings.state, endpoints)
     counts = {outcome: sum(each.outcome == outcome for each in found) for outcome in ("recovered", "failed")}
     if counts["failed"]:
         raise UnflushedError(
             f"{counts['failed']} of {count(len(found), 'unfinished home')} could not be recovered",
             hint="they are safe on this host; run it again when what is named above works",
+        )
+    if left:
+        raise UnflushedError(
+            f"webhooks have not taken the events of {count(left, 'home')} yet",
+            hint="they are kept on this host; run it again when the endpoints work",
         )
     if not json:
         say(
@@ -90,3 +103,17 @@ def recover(
             if counts["recovered"]
             else "nothing is left to recover"
         )
+
+
+def _deliver_left(state: Path, endpoints: list[Endpoint]) -> int:
+    """In how many homes there are events left that a webhook has not taken."""
+    from agentfuse.events.redelivery import deliver_left  # noqa: PLC0415
+
+    left = 0
+    for each in deliver_left(state, endpoints):
+        left += each.is_left
+        if each.delivered:
+            note(
+                f"agentfuse: sent {count(each.delivered, 'event')} of execution {each.execution} to webhooks"
+            )
+    return left

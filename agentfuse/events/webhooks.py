@@ -70,11 +70,11 @@ class Sender:
         self._state: State = "idle"
         self._knows_place = False
         self._is_lost = False
-        self._reached: int | None = None
+        self._reached = 0
         self._noted = 0
         self._upto: int | None = None
         self._missed = 0
-        self._delivered = 0
+        self.delivered = 0
         self._failed = 0
         self._last_error: str | None = None
         self._next_try: float | None = None
@@ -83,7 +83,7 @@ class Sender:
     @property
     def backlog(self) -> int:
         """How many events of the log have not been dealt with."""
-        return max(0, self._feed.as_dict()["newest"] - (self._reached or 0))
+        return max(0, self._feed.as_dict()["newest"] - self._reached)
 
     def as_dict(self) -> dict[str, object]:
         """``{name, state, delivered, failed, missed, backlog, last_error, next_try}``.
@@ -94,7 +94,7 @@ class Sender:
         return {
             "name": self._hook.name,
             "state": self._state,
-            "delivered": self._delivered,
+            "delivered": self.delivered,
             "failed": self._failed,
             "missed": self._missed,
             "backlog": self.backlog,
@@ -102,7 +102,7 @@ class Sender:
             "next_try": self._next_try,
         }
 
-    async def run(self, ended: trio.Event, *, follow: bool = True) -> None:
+    async def run(self, ended: trio.Event, *, follow: bool) -> None:
         """Deliver what comes, until there is no more. Once ``ended``, nothing is tried twice."""
         async with self._endpoint:
             while not await self._run_once(ended, follow):
@@ -131,16 +131,21 @@ class Sender:
 
     async def _find_place(self) -> None:
         place = await trio.to_thread.run_sync(self._bookmarks.place, self._hook.name, limiter=self._noting)
+        if place is None:  # known from now on, even to who comes after a crash
+            place = Place(0)
+            await trio.to_thread.run_sync(
+                self._bookmarks.set_place, self._hook.name, place, limiter=self._noting
+            )
+        self._reached = self._noted = place.reached
+        self._upto = place.upto
         self._knows_place = True
-        if place is not None:
-            self._reached = self._noted = place.reached
-            self._upto = place.upto
 
     async def _deliver_all(self, found: AsyncGenerator[list[Line], None], ended: trio.Event) -> None:
         async for lines in found:
             if not lines:
                 continue
-            self._arrive_at(lines[0].seq)
+            if self._is_lost:
+                self._find_gap(lines[0].seq)
             for batch in self._batches(lines):
                 if batch.lines and not await self._deliver(batch, ended):
                     return
@@ -148,20 +153,15 @@ class Sender:
                 if batch.lines or batch.upto - self._noted >= _NOTED_EVERY:
                     await self._note_place()
 
-    def _arrive_at(self, first: int) -> None:
-        """The next event that there is has this number."""
-        if self._is_lost and self._reached is not None:
-            self._upto = None
-            if first > self._reached + 1:
-                fell_out = first - self._reached - 1
-                self._missed += fell_out
-                log.warning(
-                    "webhook %s: %s fell out of the log before they were taken",
-                    self._hook.name,
-                    count(fell_out, "event"),
-                )
-        if self._is_lost or self._reached is None:
-            self._reached = first - 1
+    def _find_gap(self, first: int) -> None:
+        """After our place was not in the log: the oldest event that there is has this number."""
+        if first > self._reached + 1:
+            fell_out = first - self._reached - 1
+            self._missed += fell_out
+            told = count(fell_out, "event")
+            log.warning("webhook %s: %s fell out of the log before they were taken", self._hook.name, told)
+        self._reached = first - 1
+        self._upto = None
         self._is_lost = False
 
     def _batches(self, lines: Sequence[Line]) -> Iterator[Batch]:
@@ -194,7 +194,7 @@ class Sender:
             answer = await self._endpoint.post(message_id, self._body(message_id, events))
             if not answer.error:
                 passing("webhook.taken")
-                self._delivered += len(batch.lines)
+                self.delivered += len(batch.lines)
                 self._missed = 0
                 self._state, self._last_error = "idle", None
                 return True
@@ -219,15 +219,14 @@ class Sender:
         self._last_error = answer.error
 
     async def _note_place(self, *, upto: int | None = None) -> None:
-        reached = self._reached or 0
-        if upto is None and reached == self._noted:
+        if upto is None and self._reached == self._noted:
             return
-        place = Place(reached, upto)
+        place = Place(self._reached, upto)
         try:
             await trio.to_thread.run_sync(
                 self._bookmarks.set_place, self._hook.name, place, limiter=self._noting
             )
-            self._noted = reached
+            self._noted = place.reached
         except EnvironmentProblem as error:
             log.warning("webhook %s may get events twice: %s", self._hook.name, error)
 
@@ -244,15 +243,18 @@ class Webhooks:
             Sender(endpoint, feed, bookmarks, execution=execution, agent=agent) for endpoint in endpoints
         ]
 
-    async def run(self, feed_ended: trio.Event) -> None:
-        """Deliver until the feed has ended, and then for ``GRACE_S``."""
+    async def run(self, feed_ended: trio.Event, *, follow: bool = True, grace_s: float = GRACE_S) -> None:
+        """Deliver until the feed has ended, and then for ``grace_s``.
+
+        Without ``follow``, what is in the log is all that there is.
+        """
         try:
             if self._senders:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._end_after, feed_ended, nursery.cancel_scope)
+                    nursery.start_soon(self._end_after, feed_ended, grace_s, nursery.cancel_scope)
                     async with trio.open_nursery() as sending:
                         for sender in self._senders:
-                            sending.start_soon(self._guarded, sender, feed_ended)
+                            sending.start_soon(self._guarded, sender, feed_ended, follow)
                     nursery.cancel_scope.cancel()
                 self._tell_left()
                 await trio.to_thread.run_sync(self._bookmarks.close)
@@ -264,19 +266,24 @@ class Webhooks:
         return [sender.as_dict() for sender in self._senders]
 
     @property
+    def delivered(self) -> int:
+        """How many events were delivered."""
+        return sum(sender.delivered for sender in self._senders)
+
+    @property
     def has_backlog(self) -> bool:
         """Whether there is something left to deliver."""
         return any(sender.backlog for sender in self._senders)
 
     @staticmethod
-    async def _end_after(feed_ended: trio.Event, scope: trio.CancelScope) -> None:
+    async def _end_after(feed_ended: trio.Event, grace_s: float, scope: trio.CancelScope) -> None:
         await feed_ended.wait()
-        scope.deadline = trio.current_time() + GRACE_S
+        scope.deadline = trio.current_time() + grace_s
 
     @staticmethod
-    async def _guarded(sender: Sender, ended: trio.Event) -> None:
+    async def _guarded(sender: Sender, ended: trio.Event, follow: bool) -> None:
         try:
-            await sender.run(ended)
+            await sender.run(ended, follow=follow)
         except Exception:
             log.exception("a webhook ends; the next mount goes on with it")
 

@@ -82,11 +82,14 @@ class HomeKeeper:
         """
         self.synced.commit(reporter, "unmount", self.home.tree)
 
-    def end(self) -> None:
-        """Everything durable is in the store: mark the home so, or remove it when it cannot be resumed."""
+    def end(self, *, keeps: bool = False) -> None:
+        """Everything durable is in the store: mark the home so, or remove it when it cannot be resumed.
+
+        ``keeps``: something else in it is still needed.
+        """
         passing("end.flushed")
         self._write(status="clean", ended_at=now())
-        if self._ephemeral or self.config.keep_ended_s == 0:
+        if (self._ephemeral or self.config.keep_ended_s == 0) and not keeps:
             remove_home(self.home)
 
     @property
