@@ -331,9 +331,8 @@ async def _checked(content: AsyncIterable[bytes], size: int | None, account: Acc
             account.require(sent, 0)
         yield piece
     if size is not None and sent != size:
-        raise UsageError(
-            f"the content has {'more' if sent > size else 'fewer'} than the {size} bytes announced"
-        )
+        than = "more" if sent > size else "fewer"
+        raise UsageError(f"the content has {than} bytes than the {size} that were announced")
 
 
 def _beside(path: bytes, done: dict[str, Any]) -> bytes:

@@ -1,0 +1,319 @@
+"""Doors: processes that write where the daemon must not. Here into a directory that is no mount."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from agentfuse.door.doors import MAX_DOORS, Doors, OnCollision, Put
+from agentfuse.errors import (
+    AgentfuseError,
+    BusyError,
+    EnvironmentProblem,
+    ExistsError,
+    NotFoundError,
+    QuotaExceededError,
+    UsageError,
+)
+from agentfuse.home.creators import Creator
+from agentfuse.home.quota import Ledger
+from agentfuse.home.tree import Home
+from agentfuse.regions import DEFAULT_REGIONS
+
+MINE = (os.getuid(), os.getgid())
+
+
+async def pieces(*data: bytes) -> AsyncIterator[bytes]:
+    for each in data:
+        yield each
+
+
+class House:
+    """A home on disk, and the doors that lead into it."""
+
+    def __init__(self, base: Path) -> None:
+        home = Home(base, "e")
+        home.tree.parent.mkdir(parents=True)
+        home.lay_out(DEFAULT_REGIONS, None)
+        home.lay_out_platform()
+        self.path = home.tree
+        self.ledger = Ledger(DEFAULT_REGIONS)
+        self.doors = Doors(self.path, MINE, self.ledger)
+        self.doors.device = self.path.stat().st_dev
+
+    async def put(self, path: bytes, *data: bytes, on_collision: OnCollision = "replace") -> Put:
+        return await self.doors.put(
+            "uploads", path, pieces(*data), creator=Creator.USER, on_collision=on_collision
+        )
+
+    def uploads(self) -> dict[str, bytes]:
+        found = (self.path / "uploads").rglob("*")
+        return {
+            str(each.relative_to(self.path / "uploads")): each.read_bytes()
+            for each in found
+            if each.is_file()
+        }
+
+    def incoming(self) -> list[str]:
+        return os.listdir(self.path / ".agentfuse" / "incoming")
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    yield house
+    async with house.doors.closed():
+        assert house.incoming() == []
+
+
+async def test_a_put_file_has_its_content_its_mode_its_owner_and_its_directories(house: House) -> None:
+    large = os.urandom(300_000)
+    put = await house.put(b"reports/2026/a.csv", b"x,y\n", large, b"", b"end")
+    assert put == Put(b"reports/2026/a.csv", 300_007)
+    assert house.uploads() == {"reports/2026/a.csv": b"x,y\n" + large + b"end"}
+    st = (house.path / "uploads/reports/2026/a.csv").stat()
+    assert (stat.S_IMODE(st.st_mode), st.st_uid, st.st_gid) == (0o644, *MINE)
+
+
+async def test_an_empty_file_can_be_put(house: House) -> None:
+    assert (await house.put(b"empty")).size_bytes == 0
+    assert house.uploads() == {"empty": b""}
+
+
+@pytest.mark.parametrize(
+    "name", [b"caf\xe9", b"new\nline", b'"quoted"', b"n" * 255, "é".encode() * 127, b" "]
+)
+async def test_any_name_can_be_put(house: House, name: bytes) -> None:
+    assert (await house.put(name, b"1")).path == name
+    assert os.listdir(os.fsencode(house.path / "uploads")) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "numbered"),
+    [
+        (b"a.csv", b"a (1).csv"),
+        (b"a.tar.gz", b"a.tar (1).gz"),
+        (b"README", b"README (1)"),
+        (b".env", b".env (1)"),
+        (b"n" * 255, b"n" * 251 + b" (1)"),
+        ("é".encode() * 127, "é".encode() * 125 + b" (1)"),
+        (b"\xe9" * 255, b"\xe9" * 251 + b" (1)"),
+        (b"a. this is no suffix", b"a. this is no suffix (1)"),
+    ],
+)
+async def test_a_taken_name_gets_a_number(house: House, name: bytes, numbered: bytes) -> None:
+    await house.put(name, b"first")
+    assert (await house.put(name, b"second", on_collision="number")).path == numbered
+    assert (house.path / "uploads" / os.fsdecode(name)).read_bytes() == b"first"
+
+
+async def test_a_taken_name_is_refused_or_replaced_as_one_wishes(house: House) -> None:
+    await house.put(b"a", b"first")
+    with pytest.raises(ExistsError):
+        await house.put(b"a", b"second", on_collision="refuse")
+    assert house.uploads() == {"a": b"first"}
+    await house.put(b"a", b"third", on_collision="replace")
+    assert house.uploads() == {"a": b"third"}
+
+
+async def test_no_symlink_of_the_agents_is_followed(house: House, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (house.path / "uploads" / "way").symlink_to(outside)
+    (house.path / "uploads" / "file").symlink_to(outside / "target")
+    for way in (b"way/x", b"way/deep/x"):
+        with pytest.raises(UsageError, match="directory on the way"):
+            await house.put(way, b"1")
+    with pytest.raises(UsageError):
+        await house.doors.mkdir("uploads", b"way/y", creator=Creator.USER)
+    with pytest.raises(UsageError):
+        await house.doors.move(("uploads", b"file"), ("uploads", b"way/z"), creator=Creator.USER)
+    await house.put(b"file", b"instead of the link")
+    await house.doors.remove("uploads", b"way", creator=Creator.USER, recursive=True)
+    assert os.listdir(outside) == []
+    assert house.uploads() == {"file": b"instead of the link"}
+
+
+@pytest.mark.parametrize(
+    "path", [b"", b"/", b"/etc/passwd", b"a//b", b"..", b"../x", b"a/../b", b"a/.", b"a\0b"]
+)
+async def test_a_path_that_is_none_is_refused(house: House, path: bytes) -> None:
+    with pytest.raises(UsageError, match="is not the path of a file in a region"):
+        await house.put(path, b"1")
+
+
+async def test_what_is_loose_in_the_home_is_no_way_into_a_region(house: House) -> None:
+    await house.doors.put("home", b".gitconfig", pieces(b"[user]"), creator=Creator.USER)
+    assert (house.path / ".gitconfig").read_bytes() == b"[user]"
+    for path in (b"shared/x", b".agentfuse/status.json"):
+        with pytest.raises(UsageError, match="not loose in the home"):
+            await house.doors.put("home", path, pieces(b"1"), creator=Creator.USER)
+
+
+async def test_a_region_that_is_none_is_told_with_those_that_are(house: House) -> None:
+    with pytest.raises(NotFoundError, match="no region 'upload'") as caught:
+        await house.doors.put("upload", b"a", pieces(b"1"), creator=Creator.USER)
+    assert "uploads" in caught.value.hint
+
+
+@pytest.mark.parametrize("size", [3, 5, 0])
+async def test_other_than_the_announced_length_is_refused_and_leaves_nothing(house: House, size: int) -> None:
+    with pytest.raises(UsageError, match="bytes than the"):
+        await house.doors.put("uploads", b"a", pieces(b"12", b"34"), creator=Creator.USER, size=size)
+    assert house.uploads() == {}
+    assert house.incoming() == []
+
+
+async def test_what_does_not_fit_is_refused_before_or_while_it_comes(house: House) -> None:
+    house.ledger.by_directory[b"uploads"].bytes_quota = 10
+    with pytest.raises(QuotaExceededError):
+        await house.doors.put("uploads", b"a", pieces(b"12345678901"), creator=Creator.USER, size=11)
+    with pytest.raises(QuotaExceededError):
+        await house.put(b"a", b"123456", b"78901")
+    assert house.uploads() == {}
+    await house.put(b"a", b"123456", b"7890")
+
+
+async def test_content_that_breaks_off_leaves_nothing_and_what_was_there(house: House) -> None:
+    await house.put(b"a", b"old")
+
+    async def breaks() -> AsyncIterator[bytes]:
+        yield b"some"
+        raise ConnectionAbortedError
+
+    with pytest.raises((ConnectionAbortedError, AgentfuseError)):
+        await house.doors.put("uploads", b"a", breaks(), creator=Creator.USER)
+    assert house.uploads() == {"a": b"old"}
+    assert house.incoming() == []
+
+
+async def test_a_put_that_is_cancelled_leaves_nothing(house: House) -> None:
+    came = trio.Event()
+
+    async def never_ends() -> AsyncIterator[bytes]:
+        yield b"some"
+        came.set()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+
+        async def put() -> None:
+            await house.doors.put("uploads", b"a", never_ends(), creator=Creator.USER)
+
+        nursery.start_soon(put)
+        await came.wait()
+        nursery.cancel_scope.cancel()
+    assert house.uploads() == {}
+    assert house.incoming() == []
+
+
+async def test_closing_the_doors_breaks_off_what_is_under_way_and_they_open_again(house: House) -> None:
+    came = trio.Event()
+
+    async def never_ends() -> AsyncIterator[bytes]:
+        came.set()
+        yield b"some"
+        await trio.sleep_forever()
+
+    async def put() -> None:
+        with pytest.raises(BusyError, match="being unmounted"):
+            await house.doors.put("uploads", b"a", never_ends(), creator=Creator.USER)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(put)
+        await came.wait()
+        async with house.doors.closed():
+            with pytest.raises(BusyError):
+                await house.put(b"b", b"1")
+            assert house.incoming() == []
+    await house.put(b"c", b"1")
+    assert house.uploads() == {"c": b"1"}
+
+
+async def test_a_door_that_was_killed_is_told_and_the_next_one_works(house: House) -> None:
+    async def kills() -> AsyncIterator[bytes]:
+        yield b"some"
+        (pid,) = [
+            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if house.doors.creator_of(pid)
+        ]
+        os.kill(pid, 9)
+        yield b"more"
+        yield b"and more"
+
+    with pytest.raises(EnvironmentProblem, match="has died"):
+        await house.doors.put("uploads", b"a", kills(), creator=Creator.USER)
+    assert house.uploads() == {}
+    await house.put(b"a", b"1")
+    assert house.uploads() == {"a": b"1"}
+    for left in house.incoming():  # the next start of the mount removes it
+        (house.path / ".agentfuse" / "incoming" / left).unlink()
+
+
+async def test_creators_are_known_while_their_doors_work_and_never_else(house: House) -> None:
+    known: list[Creator] = []
+
+    def working() -> list[Creator]:
+        pids = map(int, filter(str.isdigit, os.listdir("/proc")))
+        return [creator for pid in pids if (creator := house.doors.creator_of(pid))]
+
+    async def looks() -> AsyncIterator[bytes]:
+        known.extend(working())
+        yield b"1"
+
+    await house.doors.put("uploads", b"a", looks(), creator=Creator.ENVIRONMENT)
+    assert known == [Creator.ENVIRONMENT]
+    assert working() == []
+
+
+async def test_more_puts_than_doors_all_arrive(house: House) -> None:
+    async with trio.open_nursery() as nursery:
+        for number in range(3 * MAX_DOORS):
+            nursery.start_soon(house.put, b"%d" % number, b"x" * number)
+    assert {int(name): len(data) for name, data in house.uploads().items()} == {
+        number: number for number in range(3 * MAX_DOORS)
+    }
+
+
+async def test_a_file_from_outside_is_put_by_its_descriptor(house: House, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"content")
+    with (tmp_path / "source").open("rb") as source:
+        first = await house.doors.put_fd("downloads", b"a.txt", source.fileno(), creator=Creator.ENVIRONMENT)
+        again = await house.doors.put_fd("downloads", b"a.txt", source.fileno(), creator=Creator.ENVIRONMENT)
+    assert (first, again) == (Put(b"a.txt", 7), Put(b"a (1).txt", 7))
+    assert (house.path / "downloads" / "a (1).txt").read_bytes() == b"content"
+
+
+async def test_files_and_directories_are_moved_removed_and_made(house: House) -> None:
+    doors, user = house.doors, Creator.USER
+    await house.put(b"a", b"1")
+    assert await doors.move(("uploads", b"a"), ("workspace", b"in/b"), creator=user) == b"in/b"
+    assert (house.path / "workspace" / "in" / "b").read_bytes() == b"1"
+    await doors.mkdir("uploads", b"made/deep", creator=user)
+    assert (house.path / "uploads" / "made" / "deep").is_dir()
+    with pytest.raises(ExistsError):
+        await doors.mkdir("uploads", b"made/deep", creator=user)
+    with pytest.raises(UsageError, match="not empty"):
+        await doors.remove("uploads", b"made", creator=user)
+    await doors.remove("uploads", b"made", creator=user, recursive=True)
+    with pytest.raises(NotFoundError):
+        await doors.remove("uploads", b"made", creator=user)
+    with pytest.raises(NotFoundError):
+        await doors.move(("uploads", b"no"), ("uploads", b"yes"), creator=user)
+
+
+async def test_lines_are_appended(house: House) -> None:
+    for line in (b"one\n", b"two\n"):
+        await house.doors.append("debug", b"log", line)
+    assert (house.path / "debug" / "log").read_bytes() == b"one\ntwo\n"
+
+
+async def test_where_the_mount_is_gone_nothing_is_written(house: House) -> None:
+    house.doors.device += 1
+    with pytest.raises(BusyError, match="being unmounted"):
+        await house.put(b"a", b"1")
+    assert house.uploads() == {}
