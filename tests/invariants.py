@@ -38,12 +38,16 @@ class Truth:
         self.bytes_used += st.st_size if stat.S_ISREG(st.st_mode) else 0
 
 
+_OWN = os.fsencode(PLATFORM.name)
+"""The platform's own directory in a home."""
+
+
 def truth_of(tree: Path, regions: tuple[str, ...] = REGIONS) -> dict[str, Truth]:
     """Usage of every region, recomputed from the backing tree alone."""
     truths = {name: Truth() for name in (*regions, LOOSE)}
     root = os.fsencode(tree)
     for name in os.listdir(root):
-        if name == os.fsencode(PLATFORM.name):
+        if name == _OWN:
             continue  # no quota counts it
         region = os.fsdecode(name) if os.fsdecode(name) in regions else LOOSE
         top = os.path.join(root, name)
@@ -69,6 +73,8 @@ def picture(top: Path, *, contents: bool = True) -> dict[bytes, tuple[object, ..
     root = os.fsencode(top)
     seen: dict[bytes, tuple[object, ...]] = {}
     for path in walk(root):
+        if path.startswith(os.path.join(root, _OWN)):
+            continue  # what is there may be made anew by looking at it
         st = os.lstat(path)
         content = b""
         if stat.S_ISLNK(st.st_mode):
