@@ -73,8 +73,6 @@ def picture(top: Path, *, contents: bool = True) -> dict[bytes, tuple[object, ..
     root = os.fsencode(top)
     seen: dict[bytes, tuple[object, ...]] = {}
     for path in walk(root):
-        if path.startswith(os.path.join(root, _OWN)):
-            continue  # what is there may be made anew by looking at it
         st = os.lstat(path)
         content = b""
         if stat.S_ISLNK(st.st_mode):
