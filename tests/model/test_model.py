@@ -362,7 +362,8 @@ class Machine(RuleBasedStateMachine):
         """A picture without the times, which two trees cannot share, and without the other regions."""
         seen = {}
         for path, (mode, nlink, size, _, owner, content) in invariants.picture(root).items():
-            if path not in {b"shared", b"workspace", b"downloads", b"uploads", b"debug"}:
+            is_region = path in {b"shared", b"workspace", b"downloads", b"uploads", b"debug"}
+            if not is_region and path.split(b"/")[0] != b".agentfuse":
                 seen[path] = (mode, nlink, size, owner, content)
         return seen
 
@@ -371,7 +372,7 @@ def empty(root: Path) -> None:
     """Remove everything that the machine made."""
     for top in (root / "shared", root / "workspace", root):
         for entry in list(os.scandir(top)):
-            if top == root and not entry.name.startswith("."):
+            if top == root and (entry.name == ".agentfuse" or not entry.name.startswith(".")):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
