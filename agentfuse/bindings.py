@@ -4,7 +4,6 @@ inboxes whose files are brought in. Only what was written: opens no file and kno
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agentfuse.regions import Region
-from agentfuse.values import absolute_path, shown, yes_no
+from agentfuse.values import absolute_path, is_loopback, of_mount, shown, yes_no
 
 KINDS = ("arrived", "modified", "moved", "deleted", "refused")
 """What an event can tell of a file."""
@@ -44,7 +43,7 @@ class Webhook:
     @property
     def is_local(self) -> bool:
         """Whether the endpoint is on this host."""
-        return _is_loopback(urlsplit(self.url).hostname or "")
+        return is_loopback(urlsplit(self.url).hostname or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +59,7 @@ class Inbox:
 
     def of(self, *, agent: str, execution: str) -> Path:
         """The directory of one mount."""
-        text = str(self.directory)
-        return Path(text.replace("{agent}", agent).replace("{execution}", execution))
+        return of_mount(self.directory, agent=agent, execution=execution)
 
 
 def _text(value: object) -> str:
@@ -143,7 +141,7 @@ def webhook(values: Mapping[str, Any], regions: Mapping[str, Region], others: Se
         raise ValueError('url is missing; add url = "https://example.com/agentfuse"')
     parts = urlsplit(values["url"])
     host = parts.hostname or ""
-    if parts.scheme == "http" and not (_is_loopback(host) or values.get("allow_http")):
+    if parts.scheme == "http" and not (is_loopback(host) or values.get("allow_http")):
         raise ValueError(
             "url: anybody on the way could read it; write https, or allow_http = true if nobody can"
         )
@@ -185,12 +183,3 @@ def inbox(values: Mapping[str, Any], regions: Mapping[str, Region], others: Sequ
                 "choose directories that are apart"
             )
     return Inbox(directory, values["region"], values.get("creator", "environment"))
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

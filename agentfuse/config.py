@@ -22,8 +22,9 @@ from typing import Any, TypeVar
 
 from agentfuse import bindings
 from agentfuse.errors import ConfigError, UsageError
+from agentfuse.logs import LOG_FORMATS, LogFormat
 from agentfuse.regions import DEFAULT_REGIONS, LOOSE, Creator, Region, Scope, SyncPolicy
-from agentfuse.values import absolute_path, shown, yes_no
+from agentfuse.values import Address, absolute_path, local_address, shown, textfile, yes_no
 
 DEFAULT_PATH = Path("/etc/agentfuse/config.toml")
 MOUNT_OPTIONS = ("dev", "suid", "noexec")
@@ -60,6 +61,9 @@ class Config:
     ``checkpoint_interval_s`` later. ``flush_timeout_s``: how long an unmount tries to reach the store
     before it leaves the home for later. ``cache_bytes``: what contents of the store may take on this
     host's disk, 0 for no cache.
+
+    ``metrics``: where Prometheus may ask, ``metrics_file``: a file for node_exporter, with ``{execution}`` in
+    its name, written every ``metrics_interval_s``; None for neither. ``log_format``: see ``agentfuse.logs``.
     """
 
     store: str
@@ -75,6 +79,10 @@ class Config:
     cache_bytes: int
     webhooks: tuple[bindings.Webhook, ...] = ()
     inboxes: tuple[bindings.Inbox, ...] = ()
+    metrics: Address | None = None
+    metrics_file: Path | None = None
+    metrics_interval_s: float = 15.0
+    log_format: LogFormat = "auto"
 
 
 def load_config(path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
@@ -85,7 +93,7 @@ def load_config(path: Path | None, *, environ: Mapping[str, str], overrides: Map
     """
     reading = _Reading()
     reading.file(path, environ)
-    for key in ("store", "state"):
+    for key in ("store", "state", "log_format"):
         variable = f"AGENTFUSE_{key.upper()}"
         if environ.get(variable):
             reading.top(key, environ[variable], variable)
@@ -250,6 +258,13 @@ def _creator(value: object) -> Creator:
         ) from None
 
 
+def _log_format(value: object) -> LogFormat:
+    for form in LOG_FORMATS:
+        if value == form:
+            return form
+    raise ValueError(f"{shown(value)} is not a format of logs; write one of {', '.join(LOG_FORMATS)}")
+
+
 _TOP: dict[str, Callable[[object], Any]] = {
     "store": _store,
     "state": _state,
@@ -261,6 +276,10 @@ _TOP: dict[str, Callable[[object], Any]] = {
     "checkpoint_interval": parse_interval,
     "flush_timeout": parse_duration,
     "cache_size": parse_size,
+    "metrics": local_address,
+    "metrics_file": textfile,
+    "metrics_interval": parse_interval,
+    "log_format": _log_format,
 }
 # A region's keys: how to read each, and the field of Region that it sets.
 _REGION: dict[str, tuple[Callable[[object], Any], str]] = {
@@ -330,6 +349,10 @@ class _Reading:
             checkpoint_interval_s=self.values.get("checkpoint_interval", 15.0),
             flush_timeout_s=self.values.get("flush_timeout", 60.0),
             cache_bytes=self.values.get("cache_size", 1024**3),
+            metrics=self.values.get("metrics"),
+            metrics_file=self.values.get("metrics_file"),
+            metrics_interval_s=self.values.get("metrics_interval", 15.0),
+            log_format=self.values.get("log_format", "auto"),
             webhooks=tuple(self.webhooks),
             inboxes=tuple(self.inboxes),
         )

@@ -46,6 +46,7 @@ from agentfuse.fuse.session import Session, SessionOptions, mounted, widen_read_
 from agentfuse.home.observer import Found
 from agentfuse.home.quota import Account
 from agentfuse.home.tree import Home, now, regular_files
+from agentfuse.metrics.publishing import keep_textfile
 from agentfuse.operators import Life, Operators
 from agentfuse.progress import Reporter
 from agentfuse.regions import Scope
@@ -54,6 +55,7 @@ from agentfuse.sync.background import Pace, RegionSync
 from agentfuse.sync.hydration import Hydration
 from agentfuse.sync.keeper import HomeKeeper
 from agentfuse.sync.recovery import owner_of
+from agentfuse.values import of_mount
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +96,8 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
     if config.store.startswith("file://"):
         _refuse_inside(mountpoint, {"object store": Path(unquote(config.store.removeprefix("file://")))})
     endpoints = open_endpoints(config.webhooks, os.environ)
+    if config.metrics_file is not None:
+        _refuse_inside(mountpoint, {"file of metrics": config.metrics_file})
     lock = registry.lock(mountpoint)
     try:
         mountpoints.require_fuse()
@@ -224,6 +228,7 @@ class Mount:
                 nursery.start_soon(self._webhooks.run, self._events.ended)
                 operators = self._operators()
                 await nursery.start(serve_control, self._registry.socket_path(path), operators)
+                await self._publish_metrics(nursery, operators)
                 self._life.state = "live"
                 self._life.live.set()
                 self._registry.publish(operators.record)
@@ -280,6 +285,14 @@ class Mount:
                 account.observer = self._events.observer(region.name, partial(self._files_of, region.name))
                 was_restored = region.scope is Scope.AGENT and not self._keeper.resumed
                 self._compare_with_events(account, silently=was_restored)
+
+    async def _publish_metrics(self, nursery: trio.Nursery, operators: Operators) -> None:
+        config = self._keeper.config
+        if config.metrics is not None:
+            await nursery.start(operators.scrapes.serve, config.metrics, operators.metrics)
+        if config.metrics_file is not None:
+            path = of_mount(config.metrics_file, agent=self._spec.agent, execution=self._spec.execution)
+            nursery.start_soon(keep_textfile, path, operators.metrics, config.metrics_interval_s)
 
     def _files_of(self, region: str) -> Found:
         return self._session.files_of(region)

@@ -5,9 +5,9 @@ Looks at the parts of a mount and starts what they can do; when a mount lives an
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,6 +20,9 @@ from agentfuse.events.feed import EventFeed, Line
 from agentfuse.events.webhooks import Webhooks
 from agentfuse.flush import FinalFlush, Watchers
 from agentfuse.fuse.session import Session
+from agentfuse.metrics import readings
+from agentfuse.metrics.exposition import render
+from agentfuse.metrics.publishing import Scrapes
 from agentfuse.sync.backfill import Backfill
 from agentfuse.sync.background import RegionSync
 from agentfuse.sync.keeper import HomeKeeper
@@ -60,6 +63,8 @@ class Operators:
     detach: Detach
     flush: FinalFlush
     watchers: Watchers
+    scrapes: Scrapes = field(default_factory=Scrapes)
+    rendering: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 1))
 
     def status(self) -> dict[str, object]:
         """The mount as JSON values."""
@@ -68,7 +73,8 @@ class Operators:
             "state": self.life.state,
             "state_dir": self.record.state,
             "owner": list(self.keeper.config.owner),
-            "rss_bytes": _resident_bytes(),
+            "metrics_url": self.scrapes.url,
+            "rss_bytes": readings.resident_bytes(),
             "regions": {account.name: account.as_dict() for account in self.keeper.ledger.accounts()},
             "sync": {sync.name: sync.as_dict() for sync in self.syncs},
             "hydration": self.backfill.as_dict(),
@@ -76,6 +82,19 @@ class Operators:
             "webhooks": self.webhooks.as_list(),
             "fuse": self.session.as_dict(),
         }
+
+    async def metrics(self) -> bytes:
+        """Everything that is counted, in Prometheus' text format."""
+        found = [
+            *readings.of_mount(self.record),
+            *readings.of_session(self.session),
+            *readings.of_regions(list(self.keeper.ledger.accounts())),
+            *readings.of_sync(self.syncs, self.keeper.absent),
+            *readings.of_traffic(self.keeper.traffic),
+            *readings.of_events(self.feed),
+        ]
+        write = partial(render, found, agent=self.record.agent, execution=self.record.execution)
+        return await trio.to_thread.run_sync(write, limiter=self.rendering)
 
     def events(
         self, *, since: int | None, region: str | None, follow: bool
@@ -131,8 +150,3 @@ def _synced_line(region: str, report: CommitReport | None) -> str:
     if report is None:
         return f"{region}/: everything was in the store already"
     return "\n".join(told(region, report))
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE")

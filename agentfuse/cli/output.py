@@ -15,6 +15,7 @@ from typing import TextIO
 from agentfuse.config import count, format_size
 from agentfuse.errors import AgentfuseError, ConfigError
 from agentfuse.progress import Progress, Reporter
+from agentfuse.redaction import redact
 
 _PROGRESS_EVERY_S = 2.0
 _PHASES = {
@@ -52,9 +53,9 @@ def print_error(error: AgentfuseError) -> None:
         for problem in error.problems:
             note(f"  {problem}")
         return
-    note(f"agentfuse: {error.message}")
+    note(f"agentfuse: {redact(error.message)}")
     if error.hint:
-        note(f"  fix: {error.hint}")
+        note(f"  fix: {redact(error.hint)}")
 
 
 class PlainReporter:

@@ -6,13 +6,12 @@ The daemon and what it needs are imported where it runs, so that a waiting paren
 from __future__ import annotations
 
 import ctypes
-import errno
 import faulthandler
 import json
 import logging
-import logging.handlers
 import os
 import signal
+import sys
 import traceback
 import uuid
 from collections.abc import Callable
@@ -20,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from agentfuse.cli.output import LogReporter, say, terminal_reporter
+from agentfuse.cli.output import LogReporter, terminal_reporter
 from agentfuse.config import Config, parse_agent_id, parse_execution_id
 from agentfuse.control.mountinfo import mounts_at, resolve_mountpoint
 from agentfuse.errors import AgentfuseError
+from agentfuse.logs import Whose, is_journal, log_to_file, log_to_stream
 from agentfuse.progress import Progress, Reporter
 
 OnReady = Callable[[dict[str, object]], None]
 
-_LOG_BYTES = 4 * 1024 * 1024
 _PR_SET_PDEATHSIG = 1
 
 
@@ -51,6 +50,11 @@ class Request:
             ephemeral=execution is None,
         )
 
+    @property
+    def whose(self) -> Whose:
+        """What each line of its log says of it."""
+        return Whose(self.agent, self.execution, str(self.mountpoint))
+
     def __str__(self) -> str:
         return f"{self.mountpoint} (agent {self.agent}, execution {self.execution})"
 
@@ -65,14 +69,16 @@ class Started:
 
 def serve_foreground(config: Config, request: Request) -> None:
     """Be the daemon until the mount ends; raises as ``daemon.serve`` does."""
-    _log_to(logging.StreamHandler(), "agentfuse: %(levelname)s %(name)s: %(message)s")
+    log_to_stream(sys.stderr, config.log_format, request.whose, os.environ)
+    is_logged = config.log_format in {"journald", "json"} or is_journal(sys.stderr, os.environ)
+    reporter: Reporter = LogReporter() if is_logged else terminal_reporter()
 
     def on_ready(status: dict[str, object]) -> None:
-        say(f"ready: {request}, pid {status['pid']}")
-        say(f"end it with: agentfuse umount {request.mountpoint} (or Ctrl-C)")
+        reporter.say(f"ready: {request}, pid {status['pid']}")
+        reporter.say(f"end it with: agentfuse umount {request.mountpoint} (or Ctrl-C)")
 
-    _serve(config, request, terminal_reporter(), on_ready)
-    say("everything is durable")
+    _serve(config, request, reporter, on_ready)
+    reporter.say("everything is durable")
 
 
 def start_background(
@@ -147,7 +153,7 @@ class _Background:
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
-        _log_to(logging.StreamHandler(), "agentfuse: %(levelname)s %(name)s: %(message)s")
+        log_to_stream(sys.stderr, self._config.log_format, self._request.whose, os.environ)
         try:
             _serve(self._config, self._request, self, self._ready)
         except AgentfuseError as error:
@@ -174,7 +180,7 @@ class _Background:
 
     def _ready(self, status: dict[str, object]) -> None:
         log = self._config.state / "homes" / self._request.execution / "daemon.log"
-        _log_to(_LogFile(log), "%(asctime)s %(levelname)s %(name)s: %(message)s")
+        log_to_file(log, self._config.log_format, self._request.whose, os.environ)
         with open(log, "ab") as file:  # for what libfuse and a dying interpreter write
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -201,19 +207,6 @@ class _Background:
             self._pipe = None
 
 
-class _LogFile(logging.handlers.RotatingFileHandler):
-    """A log that an agent cannot fill the disk with, readable by its owner only."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, maxBytes=_LOG_BYTES, backupCount=1, errors="backslashreplace")
-
-    def _open(self) -> Any:
-        def private(path: str, flags: int) -> int:
-            return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-        return open(self.baseFilename, "a", encoding="utf-8", errors=self.errors, opener=private)
-
-
 def _serve(config: Config, request: Request, reporter: Reporter, on_ready: OnReady) -> None:
     from agentfuse import daemon  # noqa: PLC0415  only the process that mounts pays for it
 
@@ -234,17 +227,3 @@ def _serve(config: Config, request: Request, reporter: Reporter, on_ready: OnRea
     faulthandler.register(signal.SIGUSR1)
     spec = daemon.MountSpec(request.mountpoint, request.agent, request.execution, request.ephemeral)
     daemon.serve(config, spec, reporter, on_ready=note_ready)
-
-
-def _wanted(entry: logging.LogRecord) -> bool:
-    """Not pyfuse3's "error" that the kernel no longer waits for an answer: interrupted, or unmounted."""
-    text = entry.getMessage() if entry.name == "pyfuse3" else ""
-    return not ("fuse_reply_" in text and text.endswith(os.strerror(errno.ENOENT)))
-
-
-def _log_to(handler: logging.Handler, form: str) -> None:
-    debug = bool(os.environ.get("AGENTFUSE_DEBUG"))
-    handler.addFilter(_wanted)
-    handler.setFormatter(logging.Formatter(form))
-    logging.basicConfig(handlers=[handler], force=True, level=logging.WARNING)
-    logging.getLogger("agentfuse").setLevel(logging.DEBUG if debug else logging.INFO)

@@ -39,6 +39,13 @@ class ControlClient:
             _require_ok(response)
             return dict(response.json())
 
+    def metrics(self) -> str:
+        """What the mount counts, in Prometheus' text format."""
+        with self._http() as http:
+            response = http.get("/v1/metrics")
+            _require_ok(response)
+            return response.text
+
     def events(
         self, *, since: int | None = None, region: str | None = None, follow: bool = False
     ) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,8 @@ from agentfuse.control.transport import RequestError
 DEFAULT_SYNC_S = 60.0
 """How long a sync may take when its client does not say."""
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
 Lines = AsyncGenerator[dict[str, object], None]
 Events = AsyncGenerator[Sequence[EventLine], None]
 _Q = TypeVar("_Q", bound=msgspec.Struct)
@@ -32,6 +34,9 @@ class MountControl(Protocol):
 
     def status(self) -> dict[str, object]:
         """The mount as JSON values; quick, without I/O."""
+
+    async def metrics(self) -> bytes:
+        """What is counted, in Prometheus' text format."""
 
     def events(self, *, since: int | None, region: str | None, follow: bool) -> Events:
         """Events numbered higher than ``since``, as they come; an empty list while there are none.
@@ -105,6 +110,15 @@ async def _status(control: MountControl, call: Call[AnyQuery, Nothing]) -> Reply
     return Answer(control.status())
 
 
+async def _metrics(control: MountControl, call: Call[AnyQuery, Nothing]) -> Reply:
+    """Everything that is counted, in Prometheus' text format; docs/operate.md has the names."""
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        yield await control.metrics()
+
+    return Streamed(METRICS_TYPE, chunks())
+
+
 async def _events(control: MountControl, call: Call[EventsQuery, Nothing]) -> Reply:
     """Events as NDJSON, or as SSE for who accepts text/event-stream.
 
@@ -136,6 +150,7 @@ async def _unmount(control: MountControl, call: Call[AnyQuery, UnmountRequest]) 
 
 ROUTES: tuple[Route[Any, Any], ...] = (
     Route("GET", "/v1/status", _status, AnyQuery, Nothing),
+    Route("GET", "/v1/metrics", _metrics, AnyQuery, Nothing),
     Route("GET", "/v1/events", _events, EventsQuery, Nothing),
     Route("POST", "/v1/sync", _sync, AnyQuery, SyncRequest),
     Route("POST", "/v1/unmount", _unmount, AnyQuery, UnmountRequest),

@@ -383,3 +383,34 @@ def test_an_inbox_may_be_one_for_each_run(tmp_path: Path) -> None:
     (inbox,) = load(tmp_path, text).inboxes
     assert inbox.of(agent="a", execution="e1") == Path("/srv/a/e1")
     assert inbox.creator == "environment"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('metrics = "9464"', 'metrics: "9464" is not an address; write it like "127.0.0.1:9464"'),
+        ('metrics = "127.0.0.1:99999"', "is not an address"),
+        ('metrics = "0.0.0.0:9464"', "could be reached from elsewhere"),
+        ('metrics_file = "agentfuse.prom"', "is not an absolute path"),
+        ('metrics_file = "/x/agentfuse-{execution}.txt"', 'end it with ".prom"'),
+        ('metrics_file = "/x/agentfuse.prom"', "would be every mount's"),
+        ('metrics_interval = "1ms"', "is too short"),
+        ('log_format = "xml"', "write one of auto, text, journald, json"),
+    ],
+)
+def test_a_mistake_about_metrics_or_logs_names_the_fix(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(line)
+    with pytest.raises(ConfigError) as raised:
+        load_config(path, environ={"HOME": "/root"}, overrides={})
+    assert said in str(raised.value)
+
+
+def test_metrics_and_logs_can_be_configured(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('metrics = "[::1]:0"\nmetrics_file = "/x/{execution}.prom"\nmetrics_interval = "1m"\n')
+    config = load_config(path, environ={"HOME": "/root", "AGENTFUSE_LOG_FORMAT": "json"}, overrides={})
+    assert config.metrics == ("::1", 0)
+    assert str(config.metrics) == "[::1]:0"
+    assert (config.metrics_file, config.metrics_interval_s) == (Path("/x/{execution}.prom"), 60)
+    assert config.log_format == "json"
