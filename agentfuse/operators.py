@@ -91,7 +91,7 @@ class Operators:
             *readings.of_regions(list(self.keeper.ledger.accounts())),
             *readings.of_sync(self.syncs, self.keeper.absent),
             *readings.of_traffic(self.keeper.traffic),
-            *readings.of_events(self.feed),
+            *readings.of_events(self.feed, self.webhooks),
         ]
         write = partial(render, found, agent=self.record.agent, execution=self.record.execution)
         return await trio.to_thread.run_sync(write, limiter=self.rendering)

@@ -57,7 +57,7 @@ class Batch(NamedTuple):
 
 
 class Sender:
-    """One webhook of one mount."""
+    """One webhook of one mount. ``delivered`` events and ``failed`` attempts are counted since it began."""
 
     def __init__(
         self, endpoint: Endpoint, feed: Feed, bookmarks: Bookmarks, *, execution: str, agent: str
@@ -75,10 +75,15 @@ class Sender:
         self._upto: int | None = None
         self._missed = 0
         self.delivered = 0
-        self._failed = 0
+        self.failed = 0
         self._last_error: str | None = None
         self._next_try: float | None = None
         self._noting = trio.CapacityLimiter(1)
+
+    @property
+    def name(self) -> str:
+        """What stands for it, instead of its URL."""
+        return self._hook.name
 
     @property
     def backlog(self) -> int:
@@ -95,7 +100,7 @@ class Sender:
             "name": self._hook.name,
             "state": self._state,
             "delivered": self.delivered,
-            "failed": self._failed,
+            "failed": self.failed,
             "missed": self._missed,
             "backlog": self.backlog,
             "last_error": self._last_error,
@@ -212,7 +217,7 @@ class Sender:
         return json.dumps(head).encode("ascii")[:-1] + b', "events": [' + events + b"]}"
 
     def _note_failure(self, answer: Answer) -> None:
-        self._failed += 1
+        self.failed += 1
         self._state = "disabled" if answer.is_gone else "waiting"
         if answer.error != self._last_error:  # once, not for every time
             log.warning("webhook %s: %s; events are kept for it", self._hook.name, answer.error)
@@ -232,14 +237,14 @@ class Sender:
 
 
 class Webhooks:
-    """All webhooks of one mount."""
+    """All webhooks of one mount, each with one of ``senders``."""
 
     def __init__(
         self, endpoints: Sequence[Endpoint], feed: Feed, bookmarks: Bookmarks, *, execution: str, agent: str
     ) -> None:
         self.ended = trio.Event()
         self._bookmarks = bookmarks
-        self._senders = [
+        self.senders = [
             Sender(endpoint, feed, bookmarks, execution=execution, agent=agent) for endpoint in endpoints
         ]
 
@@ -249,11 +254,11 @@ class Webhooks:
         Without ``follow``, what is in the log is all that there is.
         """
         try:
-            if self._senders:
+            if self.senders:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._end_after, feed_ended, grace_s, nursery.cancel_scope)
                     async with trio.open_nursery() as sending:
-                        for sender in self._senders:
+                        for sender in self.senders:
                             sending.start_soon(self._guarded, sender, feed_ended, follow)
                     nursery.cancel_scope.cancel()
                 self._tell_left()
@@ -263,17 +268,17 @@ class Webhooks:
 
     def as_list(self) -> list[dict[str, object]]:
         """Each one's state; see ``Sender.as_dict``."""
-        return [sender.as_dict() for sender in self._senders]
+        return [sender.as_dict() for sender in self.senders]
 
     @property
     def delivered(self) -> int:
         """How many events were delivered."""
-        return sum(sender.delivered for sender in self._senders)
+        return sum(sender.delivered for sender in self.senders)
 
     @property
     def has_backlog(self) -> bool:
         """Whether there is something left to deliver."""
-        return any(sender.backlog for sender in self._senders)
+        return any(sender.backlog for sender in self.senders)
 
     @staticmethod
     async def _end_after(feed_ended: trio.Event, grace_s: float, scope: trio.CancelScope) -> None:
@@ -288,10 +293,10 @@ class Webhooks:
             log.exception("a webhook ends; the next mount goes on with it")
 
     def _tell_left(self) -> None:
-        for sender in self._senders:
+        for sender in self.senders:
             if sender.backlog:
                 log.warning(
                     "webhook %s: %s left, for the next mount of this execution or agentfuse recover",
-                    sender.as_dict()["name"],
+                    sender.name,
                     count(sender.backlog, "event"),
                 )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from agentfuse import __version__
 from agentfuse.control.registry import MountRecord
 from agentfuse.events.feed import EventFeed
+from agentfuse.events.webhooks import Webhooks
 from agentfuse.fuse.session import Session
 from agentfuse.fuse.tally import Tally
 from agentfuse.home.quota import Account
@@ -105,13 +106,18 @@ def of_traffic(traffic: Traffic) -> Iterator[Reading]:
     yield Reading("agentfuse_cache_read_bytes_total", (), traffic.cache_bytes)
 
 
-def of_events(feed: EventFeed) -> Iterator[Reading]:
+def of_events(feed: EventFeed, webhooks: Webhooks) -> Iterator[Reading]:
     """What was told, and to whom."""
     for (region, kind), times in feed.told.items():
         yield Reading("agentfuse_events_total", (region, kind), times)
     now = feed.as_dict()
     yield Reading("agentfuse_events_waiting", (), now["waiting"])
     yield Reading("agentfuse_events_followers", (), now["followers"])
+    for hook in webhooks.senders:
+        name = (hook.name,)
+        yield Reading("agentfuse_webhook_backlog_events", name, hook.backlog)
+        yield Reading("agentfuse_webhook_delivered_events_total", name, hook.delivered)
+        yield Reading("agentfuse_webhook_failures_total", name, hook.failed)
 
 
 def resident_bytes() -> int:
