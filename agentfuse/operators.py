@@ -20,6 +20,7 @@ from agentfuse.events.feed import EventFeed, Line
 from agentfuse.events.webhooks import Webhooks
 from agentfuse.flush import FinalFlush, Watchers
 from agentfuse.fuse.session import Session
+from agentfuse.inspection import Live, check_rest, check_still
 from agentfuse.metrics import readings
 from agentfuse.metrics.exposition import render
 from agentfuse.metrics.publishing import Scrapes
@@ -31,6 +32,10 @@ from agentfuse.sync.synced import told
 
 HELD_ELSEWHERE_S = 2.0
 """How long after an unmount the kernel may take before somebody else must be holding the mount."""
+
+
+CAUGHT_UP_S = 5.0
+"""How long a check, and whoever waits for it, gives what happened to get into the log of events."""
 
 
 @dataclass(slots=True)
@@ -107,10 +112,7 @@ class Operators:
 
         Raises ``UnflushedError`` when that takes longer than ``timeout_s``.
         """
-        if self.life.state != "live":
-            raise BusyError(
-                f"{self.record.mountpoint} is {self.life.state}", hint="agentfuse umount waits for it"
-            )
+        self._require_live()
         deadline = trio.current_time() + timeout_s
         # What programs wrote through mappings is the kernel's until it is written back.
         await trio.to_thread.run_sync(
@@ -144,6 +146,29 @@ class Operators:
                     }
             async for line in lines:
                 yield line
+
+    async def check(self) -> dict[str, object]:
+        """Whether the home is sound, at a moment for which whoever wants to change something waits.
+
+        See ``inspection.HomeReport``.
+        """
+        self._require_live()
+        home, regions = self.keeper.home, self.keeper.config.regions
+        with self.session.still():
+            booked, unfinished = self.session.booked(), self.session.unfinished()
+            held = None
+            with trio.move_on_after(CAUGHT_UP_S):
+                held = await self.feed.caught_up()
+            live = Live(booked, unfinished, held)
+            report = await trio.to_thread.run_sync(check_still, home, regions, live)
+        await trio.to_thread.run_sync(partial(check_rest, home, regions, report, is_live=True))
+        return report.as_dict()
+
+    def _require_live(self) -> None:
+        if self.life.state != "live":
+            raise BusyError(
+                f"{self.record.mountpoint} is {self.life.state}", hint="agentfuse umount waits for it"
+            )
 
 
 def _synced_line(region: str, report: CommitReport | None) -> str:

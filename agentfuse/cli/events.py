@@ -7,19 +7,25 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from agentfuse.cli import options
+from agentfuse.cli.homes import find_ended
 from agentfuse.cli.output import plain
 from agentfuse.control.client import ControlClient
+from agentfuse.control.mountinfo import resolve_mountpoint
 from agentfuse.control.registry import open_registry
-from agentfuse.errors import NotFoundError
+from agentfuse.errors import UsageError
+from agentfuse.events.log import EventLog
+from agentfuse.home.tree import Home, HomeRecord
 
 _TOGETHER_S = 1.0
 """What comes within this time of each other is one message to a model."""
 _MOST_NAMES = 20
+_AT_ONCE = 1000
 _HEADINGS = {
     "arrived": "New files",
     "modified": "Changed files",
@@ -34,8 +40,13 @@ def register(app: typer.Typer) -> None:
 
 
 def events(
-    mountpoint: options.Mountpoint,
+    mountpoint: Annotated[
+        str | None, typer.Argument(metavar="[MOUNTPOINT]", help="Where the home is, or was, mounted.")
+    ] = None,
     *,
+    execution: Annotated[
+        str | None, typer.Option("--execution", help="The execution instead of a mountpoint.")
+    ] = None,
     since: Annotated[
         int | None, typer.Option("--since", metavar="N", help="Only events numbered higher than N.", min=0)
     ] = None,
@@ -45,15 +56,30 @@ def events(
         Literal["json", "text", "prompt"],
         typer.Option("--format", help="One JSON object a line, a table's line, or a message to a model."),
     ] = "text",
+    state: options.State = None,
+    config: options.ConfigFile = None,
 ) -> None:
-    """Tell which files arrived, changed, moved and went in the regions that notify, each once."""
-    entry = open_registry(os.environ).find(mountpoint)
-    if not entry.alive:
-        raise NotFoundError(
-            f"the daemon of {entry.record.mountpoint} is dead",
-            hint="mount it again: what it had not told of is told then",
+    """Tell which files arrived, changed, moved and went in the regions that notify, each once.
+
+    Of a run that has ended, what is kept of it: as long as its home is.
+    """
+    if (mountpoint is None) == (execution is None):
+        raise UsageError(
+            "events needs either a mountpoint or an execution", hint="give MOUNTPOINT, or --execution E"
         )
-    found = ControlClient(entry.socket).events(since=since, region=region, follow=follow)
+    mounts = open_registry(os.environ).list()
+    where = None if mountpoint is None else str(resolve_mountpoint(mountpoint))
+    live = [each for each in mounts if each.alive and where in (None, each.record.mountpoint)]
+    live = [each for each in live if execution in (None, each.record.execution)]
+    if live:
+        found = ControlClient(live[0].socket).events(since=since, region=region, follow=follow)
+    else:
+        states = {
+            options.configure(config=config, state=state).state,
+            *(Path(each.record.state) for each in mounts),
+        }
+        home, record = find_ended(sorted(states), mountpoint=mountpoint, execution=execution)
+        found = _of_ended(home, record, since or 0, region)
     try:
         if form == "prompt":
             for burst in _bursts(found):
@@ -67,6 +93,19 @@ def events(
         return
     except BrokenPipeError:  # whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _of_ended(home: Home, record: HomeRecord, since: int, region: str | None) -> Iterator[dict[str, Any]]:
+    """The events in the log of a home that is not mounted."""
+    log = EventLog(home.events, home.tree, only_looks=True)
+    try:
+        while log.exists() and (some := log.read(since, _AT_ONCE)):
+            for event in some:
+                if region in (None, event.region):
+                    yield json.loads(event.to_json(execution=record.execution, agent=record.agent))
+            since = some[-1].seq
+    finally:
+        log.close()
 
 
 def text_line(event: dict[str, Any]) -> str:

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from agentfuse.cli import options
+from agentfuse.cli.localcheck import check_local
 from agentfuse.cli.output import note, print_error, print_json, say, terminal_reporter
-from agentfuse.config import count, format_size, parse_agent_id, parse_duration
+from agentfuse.config import Config, count, format_size, parse_agent_id, parse_duration
 from agentfuse.errors import AgentfuseError, IntegrityError, UsageError
 from agentfuse.objectstore import ObjectStore, open_store
 from agentfuse.snapshots.collect import Collector, CollectReport, agents
@@ -30,7 +31,11 @@ def register(app: typer.Typer) -> None:
 
 def fsck(
     *,
-    agent: options.Agent,
+    agent: Annotated[str | None, typer.Option("--agent", help="The agent whose snapshots are read.")] = None,
+    local: Annotated[
+        str | None,
+        typer.Option("--local", metavar="PATH", help="A home on this host by its mountpoint, or a STATE."),
+    ] = None,
     all_snapshots: Annotated[
         bool,
         typer.Option("--all-snapshots", help="Check every snapshot, not only the newest of each region."),
@@ -42,10 +47,20 @@ def fsck(
 ) -> None:
     """Read everything that an agent's snapshots name, and say what is lost, if anything. Changes nothing.
 
-    Its memory is checked, and what its executions kept of other regions.
+    Its memory is checked, and what its executions kept of other regions. With --local homes on this host
+    are checked instead: use against the books, marks, index, and the log of events against the files.
     """
-    parse_agent_id(agent)
-    opened = open_store(options.configure(config=config, store=store, state=state).store)
+    if (agent is None) == (local is None):
+        raise UsageError("fsck needs either an agent or a home", hint="give --agent A, or --local MOUNTPOINT")
+    if local is not None:
+        check_local(local, options.configure(config=config, state=state), json=json)
+    elif agent is not None:
+        parse_agent_id(agent)
+        _check_stored(agent, options.configure(config=config, store=store, state=state), all_snapshots, json)
+
+
+def _check_stored(agent: str, settings: Config, all_snapshots: bool, json: bool) -> None:
+    opened = open_store(settings.store)
     report = Checker(opened, agent, terminal_reporter(note)).run(all_snapshots=all_snapshots)
     if json:
         print_json(

@@ -18,6 +18,9 @@ from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, Unflushed
 ANSWER_DEADLINE_S = 30.0  # an unmount sends something every second while it works
 
 
+CHECK_DEADLINE_S = 600.0
+"""A home of a million files is walked for long."""
+
 OVERTIME_S = 15.0
 """A daemon that was given a time ends soon after it: a request to the store may be under way then."""
 
@@ -59,6 +62,13 @@ class ControlClient:
             _require_ok(response)
             for text in response.iter_lines():
                 yield json.loads(text) if text else {}
+
+    def check(self) -> dict[str, Any]:
+        """Whether the home is sound: ``{execution, regions, events, problems, notes}``."""
+        with self._http() as http:
+            response = http.post("/v1/check", timeout=CHECK_DEADLINE_S)
+            _require_ok(response)
+            return dict(response.json())
 
     def sync(self, *, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
         """Have everything closed so far brought into the store; yields as :meth:`unmount` does.

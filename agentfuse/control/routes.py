@@ -44,6 +44,9 @@ class MountControl(Protocol):
         An AgentfuseError that comes before the first list is the answer; later it ends the answer.
         """
 
+    async def check(self) -> dict[str, object]:
+        """Whether the home is sound, as JSON values; see ``inspection.HomeReport``."""
+
     def sync(self, *, timeout_s: float) -> Lines:
         """Wait until everything that was closed before is in the store, or raise after ``timeout_s``."""
 
@@ -137,6 +140,11 @@ async def _events(control: MountControl, call: Call[EventsQuery, Nothing]) -> Re
     return Streamed("text/event-stream" if is_sse else "application/x-ndjson", chunks())
 
 
+async def _check(control: MountControl, call: Call[AnyQuery, Nothing]) -> Reply:
+    """Whether the home is sound. Whoever wants to change something in it waits meanwhile."""
+    return Answer(await control.check())
+
+
 async def _sync(control: MountControl, call: Call[AnyQuery, SyncRequest]) -> Reply:
     """Return when everything that was closed before is in a snapshot."""
     timeout_s = DEFAULT_SYNC_S if call.body.timeout_s is None else call.body.timeout_s
@@ -152,6 +160,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
     Route("GET", "/v1/status", _status, AnyQuery, Nothing),
     Route("GET", "/v1/metrics", _metrics, AnyQuery, Nothing),
     Route("GET", "/v1/events", _events, EventsQuery, Nothing),
+    Route("POST", "/v1/check", _check, AnyQuery, Nothing),
     Route("POST", "/v1/sync", _sync, AnyQuery, SyncRequest),
     Route("POST", "/v1/unmount", _unmount, AnyQuery, UnmountRequest),
 )

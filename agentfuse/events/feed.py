@@ -72,6 +72,7 @@ class EventFeed:
         self._agent = agent
         self._queue: collections.deque[Happened] = collections.deque()
         self._held = Placeholders(events.tree)
+        self._is_writing_batch = False
         self._looks: dict[str, Look] = {}
         self._is_behind = False
         self._woken = trio.Event()
@@ -139,7 +140,10 @@ class EventFeed:
                     self._queue.extend(await self._held.ripe())
                 while self._queue:
                     batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
-                    self._publish(await self._append(batch))
+                    self._is_writing_batch = True
+                    events = await self._append(batch)
+                    self._is_writing_batch = False
+                    self._publish(events)
                     if self._is_behind:
                         self._look_again()
             await trio.to_thread.run_sync(self._log.close, limiter=self._writing)
@@ -191,6 +195,12 @@ class EventFeed:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
         passing("announce.told")
+
+    async def caught_up(self) -> set[tuple[str, bytes]]:
+        """Wait until all that happened is in the log; return what is held back, by region and path."""
+        while (self._queue or self._is_writing_batch) and not self.ended.is_set():
+            await self._changed.wait()
+        return self._held.paths()
 
     # Who listens -----------------------------------------------------------------------------------
 

@@ -80,16 +80,21 @@ class EventLog:
 
     ``tree``: where the regions' directories are. Raises ``EnvironmentProblem`` when the machine does not
     let it be written; a damaged log is moved aside, and the files there are told of again, from number 1.
+    ``only_looks``: nothing is written, and a damaged one is an ``IntegrityError``.
     """
 
-    def __init__(self, path: Path, tree: Path, *, kept: int = KEPT) -> None:
+    def __init__(self, path: Path, tree: Path, *, kept: int = KEPT, only_looks: bool = False) -> None:
         self.tree = tree
         self._path = path
         self._kept = kept
         self._lock = threading.Lock()
         self._hashed_left = 0
         self._database = LocalDatabase(
-            path, _prepare, name="event log", loss="events are numbered anew, and files told of again"
+            path,
+            _accept if only_looks else _prepare,
+            name="event log",
+            loss="events are numbered anew, and files told of again",
+            only_looks=only_looks,
         )
 
     def exists(self) -> bool:
@@ -121,6 +126,16 @@ class EventLog:
             return 0
         with self._lock:
             return (self._database.use(_span) or (0, 0))[1]
+
+    def known(self, region: str) -> dict[bytes, Seen]:
+        """Every file of a region that was told of, and is not known to be gone, as it was then."""
+        with self._lock:
+            return dict(self._database.use(lambda db: _KnownRows(db, region).at(b"")) or [])
+
+    def gaps(self) -> int:
+        """How many numbers are missing between the oldest event that is kept and the newest."""
+        with self._lock:
+            return self._database.use(_gaps) or 0
 
     def use(self, work: Callable[[Database], _T]) -> _T | None:
         """``work`` with the database, for the tables of others in it; None if that was damaged."""
@@ -170,6 +185,12 @@ class EventLog:
 _MARKS = ",".join("?" * len(Event._fields))
 
 
+def _accept(db: Database) -> None:
+    found = db.execute("PRAGMA user_version").fetchone()[0]
+    if found != SCHEMA:
+        raise ValueError(f"schema {found}, this version of agentfuse knows {SCHEMA}")
+
+
 def _prepare(db: Database) -> None:
     """Make the tables, or accept those that are there."""
     found = db.execute("PRAGMA user_version").fetchone()[0]
@@ -207,6 +228,11 @@ def _prepare(db: Database) -> None:
 def _span(db: Database) -> tuple[int, int]:
     oldest, newest = db.execute("SELECT min(seq), max(seq) FROM events").fetchone()
     return oldest or 1, newest or 0
+
+
+def _gaps(db: Database) -> int:
+    oldest, newest = _span(db)
+    return newest - oldest + 1 - int(db.table("events").count) if newest else 0
 
 
 def _read(db: Database, after: int, limit: int) -> list[Event]:

@@ -88,6 +88,10 @@ class Placeholders:
                 return self._take_below(region, old)
         return []
 
+    def paths(self) -> set[tuple[str, bytes]]:
+        """What is held: (region, path) of each."""
+        return set(self._held)
+
     def take_all(self) -> list[Happened]:
         """Everything, to be told of now."""
         held = [each.happened for each in self._held.values()]

@@ -203,6 +203,15 @@ class Content:
         files = {handle.file for handle in self._handles.values() if handle.file.allows(os.O_WRONLY)}
         return [path for file in files if (path := file.inode.path()) is not None]
 
+    def unfinished(self) -> set[int]:
+        """The inodes of the files whose content is not complete."""
+        return {handle.file.inode.ino for handle in self._handles.values() if handle.file.is_being_written}
+
+    def nameless(self) -> list[OpenFile]:
+        """The files that have no name any more, and are charged until they are closed."""
+        files = {handle.file for handle in self._handles.values()}
+        return [file for file in files if file.inode.last_stat is not None]
+
     def open_count(self) -> int:
         """How many handles are open."""
         return len(self._handles)

@@ -97,6 +97,19 @@ class Session:
         """Paths below the mountpoint of the files that are open for writing."""
         return self._filesystem.content.written()
 
+    def unfinished(self) -> set[int]:
+        """The numbers of the inodes that are being written."""
+        return self._filesystem.content.unfinished()
+
+    def booked(self) -> dict[str, tuple[int, int]]:
+        """(bytes, files) that the names in each region are charged with; what is open without one is not."""
+        booked = {each.name: [each.bytes_used, each.files_used] for each in self.ledger.accounts()}
+        for file in self._filesystem.content.nameless():
+            account = booked[file.inode.account.name]
+            account[0] -= file.size
+            account[1] -= 1
+        return {name: (account[0], account[1]) for name, account in booked.items()}
+
     def still(self) -> contextlib.AbstractContextManager[None]:
         """While it is held nothing in the home changes: who wants to change something waits."""
         return self._operations.gate.closed()

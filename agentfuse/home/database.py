@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from agentfuse.errors import EnvironmentProblem
+from agentfuse.errors import EnvironmentProblem, IntegrityError
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -39,13 +39,23 @@ class LocalDatabase:
 
     ``prepare`` makes the tables, or raises ``ValueError`` when those that are there are not its own.
     ``name`` and ``loss`` say, in a warning, what the database is and what follows from losing it.
+    ``only_looks``: it is there, nothing is written, and one that is damaged is an ``IntegrityError``.
     """
 
-    def __init__(self, path: Path, prepare: Callable[[Database], None], *, name: str, loss: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        prepare: Callable[[Database], None],
+        *,
+        name: str,
+        loss: str,
+        only_looks: bool = False,
+    ) -> None:
         self._path = path
         self._prepare = prepare
         self._name = name
         self._loss = loss
+        self._only_looks = only_looks
         self._db: Database | None = None
 
     def use(self, work: Callable[[Database], _T]) -> _T | None:
@@ -61,6 +71,11 @@ class LocalDatabase:
                 raise EnvironmentProblem(
                     f"{self._name} {self._path}: {error}",
                     hint="the state directory must be writable and have free space",
+                ) from error
+            if self._only_looks:
+                raise IntegrityError(
+                    f"{self._name} {self._path}: {error}",
+                    hint=f"the next mount moves it aside: {self._loss}",
                 ) from error
             aside = f"{self._path}.corrupt-{time.time_ns()}"
             _log.warning("%s %s: %s; moved to %s, %s", self._name, self._path, error, aside, self._loss)
@@ -84,6 +99,8 @@ class LocalDatabase:
             # 9 MB and 90 ms, which the mount of an empty memory does not need.
             from sqlite_utils import Database  # noqa: PLC0415
 
-            self._db = Database(sqlite3.connect(self._path, check_same_thread=False), execute_plugins=False)
+            where = f"{self._path.absolute().as_uri()}?mode={'ro' if self._only_looks else 'rwc'}"
+            connection = sqlite3.connect(where, uri=True, check_same_thread=False)
+            self._db = Database(connection, execute_plugins=False)
             self._prepare(self._db)
         return self._db

@@ -69,15 +69,22 @@ class Intent(NamedTuple):
 class Index:
     """The index of one home's region. Safe from any thread; opened at first use.
 
+    ``only_looks``: nothing is written, and a damaged one is an ``IntegrityError`` rather than moved aside.
     Raises ``EnvironmentProblem`` when the database can be neither opened nor made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, only_looks: bool = False) -> None:
         self._path = path
         self._number_path = path.with_suffix(".base")
         self._lock = threading.RLock()
         # The lock of this class is what makes one connection safe from several threads.
-        self._database = LocalDatabase(path, _prepare, name="index", loss="all files are hashed again")
+        self._database = LocalDatabase(
+            path,
+            _accept if only_looks else _prepare,
+            name="index",
+            loss="all files are hashed again",
+            only_looks=only_looks,
+        )
 
     def load(self) -> tuple[Base, list[Row]]:
         """All rows and what they are. Nothing written yet is snapshot 0, exactly, with no rows."""
@@ -173,6 +180,12 @@ _COLUMNS = {
 _Noted = tuple[Base, list[tuple[Any, ...]], list[bytes]]
 _INTENT_COLUMNS = {"commit_id": str, "number": int, "noted": bytes, "check": int}
 _INO, _MTIME = Row._fields.index("ino"), Row._fields.index("mtime_ns")
+
+
+def _accept(db: Database) -> None:
+    found = db.execute("PRAGMA user_version").fetchone()[0]
+    if found != SCHEMA:
+        raise ValueError(f"schema {found}, this version of agentfuse knows {SCHEMA}")
 
 
 def _prepare(db: Database) -> None:

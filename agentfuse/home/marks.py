@@ -63,6 +63,13 @@ def write(fd: int, mark: Mark) -> None:
     _permitted(fd, lambda: os.setxattr(fd, NAME, value))
 
 
+def is_sound(name: bytes, value: bytes) -> bool:
+    """Whether an attribute is a mark, and says what one can say."""
+    if name == NAME:
+        return len(value) in (_SHA256_BYTES, _SHA256_BYTES + _FILLING.size)
+    return name == CREATOR and value.decode("ascii", "replace") in set(Creator)
+
+
 def remove(fd: int) -> None:
     """Remove the mark; a file that has none is no error."""
     try:

@@ -472,6 +472,29 @@ def test_whoever_follows_hears_the_last_event_and_then_the_end(new_home: Make) -
     assert following.wait(30) == 0
 
 
+def test_the_events_of_a_run_that_has_ended_are_read_from_its_home(new_home: Make) -> None:
+    def read(*arguments: str) -> list[str]:
+        done = home.agentfuse("events", *arguments, "--state", str(home.state), "--format", "json")
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line)["path"] for line in done.stdout.splitlines()]
+
+    home = new_home().start()
+    for name in ("a", "b", "c"):
+        (home.path / "downloads" / name).write_text(name)
+    (home.path / "uploads" / "d").write_text("d")
+    told(home)
+    expected = read(str(home.path), "--since", "1")
+    assert expected[:3] == ["b", "c", "d"]
+    home.kill(leave_stale=False)
+    assert read(str(home.path), "--since", "1") == expected
+    home.start()
+    home.umount()
+    assert read(str(home.path), "--since", "1", "--follow") == expected
+    assert read("--execution", home.execution, "--region", "uploads") == ["d"]
+    missing = home.agentfuse("events", "--execution", "nobody", "--state", str(home.state))
+    assert (missing.returncode, "no home of execution nobody" in missing.stderr) == (66, True)
+
+
 # Crashes -------------------------------------------------------------------------------------------------
 
 
