@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from agentfuse.regions import Region
+from agentfuse.attribution import creator
+from agentfuse.regions import Creator, Region
 from agentfuse.values import absolute_path, is_loopback, of_mount, shown, yes_no
 
 KINDS = ("arrived", "modified", "moved", "deleted", "refused")
 """What an event can tell of a file."""
-
-CREATORS = ("user", "agent", "environment", "system")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_\[\]-]{0,127}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -55,7 +54,7 @@ class Inbox:
 
     directory: Path
     region: str
-    creator: str
+    creator: Creator
 
     def of(self, *, agent: str, execution: str) -> Path:
         """The directory of one mount."""
@@ -96,12 +95,6 @@ def _kinds(value: object) -> tuple[str, ...]:
     return kinds
 
 
-def _creator(value: object) -> str:
-    if isinstance(value, str) and value in CREATORS:
-        return value
-    raise ValueError(f"{shown(value)} is not a creator; write one of {', '.join(CREATORS)}")
-
-
 def _url(value: object) -> str:
     """The value is never shown: whatever it is, it may be a secret."""
     try:
@@ -131,7 +124,7 @@ WEBHOOK_KEYS: dict[str, Callable[[object], Any]] = {
 INBOX_KEYS: dict[str, Callable[[object], Any]] = {
     "directory": lambda value: absolute_path(value, "/var/lib/browser/{execution}/downloads"),
     "region": _text,
-    "creator": _creator,
+    "creator": creator,
 }
 
 
@@ -182,4 +175,4 @@ def inbox(values: Mapping[str, Any], regions: Mapping[str, Region], others: Sequ
                 f"directory: {shown(str(directory))} and {shown(str(other.directory))} are one in the other; "
                 "choose directories that are apart"
             )
-    return Inbox(directory, values["region"], values.get("creator", "environment"))
+    return Inbox(directory, values["region"], values.get("creator", Creator.ENVIRONMENT))

@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agentfuse import bindings
+from agentfuse import attribution, bindings
 from agentfuse.errors import ConfigError, UsageError
 from agentfuse.logs import LOG_FORMATS, LogFormat
-from agentfuse.regions import DEFAULT_REGIONS, LOOSE, Creator, Region, Scope, SyncPolicy
+from agentfuse.regions import DEFAULT_REGIONS, LOOSE, Region, Scope, SyncPolicy
 from agentfuse.values import Address, absolute_path, local_address, shown, textfile, yes_no
 
 DEFAULT_PATH = Path("/etc/agentfuse/config.toml")
@@ -35,7 +35,6 @@ _T = TypeVar("_T")
 _MAX_FILE_BYTES = 1024 * 1024
 _MAX_QUOTA = 2**60
 _MIN_INTERVAL_S = 0.1
-_MAX_ID = 2**32 - 2  # (uid_t) -1 means "leave as it is" to chown
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REGION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -77,6 +76,7 @@ class Config:
     checkpoint_interval_s: float
     flush_timeout_s: float
     cache_bytes: int
+    creators: tuple[attribution.CreatorRule, ...] = ()
     webhooks: tuple[bindings.Webhook, ...] = ()
     inboxes: tuple[bindings.Inbox, ...] = ()
     metrics: Address | None = None
@@ -197,8 +197,8 @@ def _owner(value: object) -> tuple[int, int]:
         gid = int(group) if group.isdecimal() and group.isascii() else grp.getgrnam(group).gr_gid
     except (KeyError, ValueError):
         raise ValueError(f"no group {shown(group)} on this host; create it or write its number") from None
-    if max(uid, gid) > _MAX_ID:
-        raise ValueError(f"{shown(value)} is out of range; ids end at {_MAX_ID}")
+    if max(uid, gid) > attribution.MAX_ID:
+        raise ValueError(f"{shown(value)} is out of range; ids end at {attribution.MAX_ID}")
     if os.geteuid() != 0 and (uid, gid) != (os.geteuid(), os.getegid()):
         raise ValueError(
             f"only root can give a home to {uid}:{gid}; run as root or leave the key out "
@@ -249,15 +249,6 @@ def _sync(value: object) -> SyncPolicy:
         raise ValueError(f'{shown(value)} is not one of "never", "at_end" and "continuous"') from None
 
 
-def _creator(value: object) -> Creator:
-    try:
-        return Creator(value)  # type: ignore[arg-type]  # that is what is being found out
-    except ValueError:
-        raise ValueError(
-            f'{shown(value)} is not one of "user", "agent", "environment" and "system"'
-        ) from None
-
-
 def _log_format(value: object) -> LogFormat:
     for form in LOG_FORMATS:
         if value == form:
@@ -289,7 +280,7 @@ _REGION: dict[str, tuple[Callable[[object], Any], str]] = {
     "notify": (yes_no, "notify"),
     "scope": (_scope, "scope"),
     "sync": (_sync, "sync"),
-    "creator": (_creator, "creator"),
+    "creator": (attribution.creator, "creator"),
 }
 
 
@@ -299,6 +290,7 @@ class _Reading:
 
     values: dict[str, Any] = field(default_factory=dict)
     regions: dict[str, Region] = field(default_factory=lambda: {r.name: r for r in DEFAULT_REGIONS})
+    creators: list[attribution.CreatorRule] = field(default_factory=list)
     webhooks: list[bindings.Webhook] = field(default_factory=list)
     inboxes: list[bindings.Inbox] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -314,7 +306,7 @@ class _Reading:
             path = DEFAULT_PATH
         self.path = path
         parsed = self._parse(path)
-        bound = {key: parsed.pop(key) for key in ("webhooks", "inbox") if key in parsed}
+        bound = {key: parsed.pop(key) for key in _TABLES[1:] if key in parsed}
         for key, value in parsed.items():
             if key == "regions":
                 self._region_tables(value)
@@ -324,6 +316,8 @@ class _Reading:
                 self.problems.append(
                     f"{self._where(key)}: there is no such key; {_did_you_mean(key, [*_TOP, *_TABLES])}"
                 )
+        if "creators" in bound:
+            self.creators = self._entries("creators", bound["creators"], attribution.KEYS, attribution.rule)
         if "webhooks" in bound:  # these name regions
             keys = bindings.WEBHOOK_KEYS
             self.webhooks = self._entries("webhooks", bound["webhooks"], keys, bindings.webhook)
@@ -353,6 +347,7 @@ class _Reading:
             metrics_file=self.values.get("metrics_file"),
             metrics_interval_s=self.values.get("metrics_interval", 15.0),
             log_format=self.values.get("log_format", "auto"),
+            creators=tuple(self.creators),
             webhooks=tuple(self.webhooks),
             inboxes=tuple(self.inboxes),
         )
@@ -491,7 +486,7 @@ _ALWAYS = {
     "shared": "the agent's memory is always synced continuously",
     LOOSE: "what lies loose in a home is scratch and never synced",
 }
-_TABLES = ("regions", "webhooks", "inbox")
+_TABLES = ("regions", "creators", "webhooks", "inbox")
 _DEFAULT_NAMES = tuple(region.name for region in DEFAULT_REGIONS)
 
 

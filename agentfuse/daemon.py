@@ -151,6 +151,8 @@ class Mount:
             extra=config.mount_options,
             creator_of=self._doors.creator_of,
             content_of=self._content_of,
+            rules=config.creators,
+            agent_uid=config.owner[0] if config.owner[0] != os.geteuid() else None,
         )
         self._session: Session
         self._hydration = Hydration(keeper.absent)

@@ -18,6 +18,7 @@ from agentfuse.fuse.content import Content
 from agentfuse.fuse.handles import Listing
 from agentfuse.fuse.inodes import Inode, InodeTable, path_in_region
 from agentfuse.fuse.names import RENAME_EXCHANGE, RENAME_NOREPLACE, Rename, Side, name_is_gone, renameat2
+from agentfuse.home.creators import Caller, Creators
 from agentfuse.home.quota import Account, Ledger
 from agentfuse.home.tree import inodes_below
 from agentfuse.home.walk import open_directory, open_to_fill
@@ -31,14 +32,6 @@ _Make = Callable[[int], None]
 Entry = tuple[Inode, os.stat_result]
 Name = tuple[int, bytes]
 """A name in a directory, given by its number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Whose request it is: the owner of what it makes."""
-
-    uid: int
-    gid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +50,8 @@ class Filesystem:
     """The tree of one home. ``gives_away``: whether we may make files somebody else's (we are root).
 
     ``allow_devices``: whether device nodes may be made (the mount has ``dev``). ``absent``: the files
-    whose contents are not here yet; whoever opens or truncates one sees to it before.
+    whose contents are not here yet; whoever opens or truncates one sees to it before. ``creators`` tells
+    who makes them.
     """
 
     def __init__(
@@ -65,6 +59,7 @@ class Filesystem:
         inodes: InodeTable,
         ledger: Ledger,
         absent: Absent | None = None,
+        creators: Creators | None = None,
         *,
         gives_away: bool,
         allow_devices: bool,
@@ -73,6 +68,7 @@ class Filesystem:
         self.ledger = ledger
         self.absent = absent or Absent()
         self.content = Content(inodes, self.absent)
+        self._creators = creators or Creators()
         self._gives_away = gives_away
         self._allow_devices = allow_devices
 
@@ -233,6 +229,7 @@ class Filesystem:
         account.add(0, 1)
         try:
             self._give(parent, fd, None, mode, caller)
+            self._creators.attribute(fd, None, caller, account.creator)
             st = os.fstat(fd)
         except OSError:
             os.close(fd)
@@ -263,6 +260,7 @@ class Filesystem:
         account.add(0, 1)
         try:
             self._give(parent, directory_fd, name, mode, caller)
+            self._creators.attribute(directory_fd, name, caller, account.creator)
             st = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
         except OSError:
             self._unmake(directory_fd, name, account)

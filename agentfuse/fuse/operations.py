@@ -20,12 +20,12 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, StatvfsData
 
 from agentfuse.fuse.boundary import Gate, changing_handler, handler, slow_handler
-from agentfuse.fuse.filesystem import NAME_MAX, Caller, Change, Filesystem, Name
+from agentfuse.fuse.filesystem import NAME_MAX, Change, Filesystem, Name
 from agentfuse.fuse.handles import Listing
 from agentfuse.fuse.inodes import Inode
 from agentfuse.fuse.names import RENAME_EXCHANGE
 from agentfuse.fuse.tally import Tally
-from agentfuse.home.creators import Creator
+from agentfuse.home.creators import Caller, Creator
 from agentfuse.sync.absent import State
 
 if TYPE_CHECKING:
@@ -390,4 +390,4 @@ _NEGATIVE = _negative()
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:
-    return Caller(ctx.uid, ctx.gid)
+    return Caller(ctx.uid, ctx.gid, ctx.pid)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from agentfuse.attribution import CreatorRule
 from agentfuse.errors import EnvironmentProblem
 from agentfuse.fuse.filesystem import Filesystem
 from agentfuse.fuse.inodes import InodeTable
@@ -20,7 +21,7 @@ from agentfuse.fuse.names import complete_files
 from agentfuse.fuse.operations import Operations
 from agentfuse.fuse.tally import Tally
 from agentfuse.fuse.xattrs import Xattrs
-from agentfuse.home.creators import Creator
+from agentfuse.home.creators import Creator, Creators
 from agentfuse.home.observer import Found
 from agentfuse.home.quota import Ledger
 from agentfuse.sync.hydration import Hydration
@@ -35,7 +36,8 @@ class SessionOptions:
     """How to mount. ``extra`` are mount options of libfuse's such as dev, suid.
 
     ``creator_of``: for whom a process writes, by its number, if it is a door of ours; ``content_of``: what a
-    file of the platform's own, by its name, is to hold when it is opened, or None.
+    file of the platform's own, by its name, is to hold when it is opened, or None. ``rules`` and
+    ``agent_uid``: who makes files, see ``Creators``.
     """
 
     allow_other: bool
@@ -43,6 +45,8 @@ class SessionOptions:
     extra: tuple[str, ...]
     creator_of: Callable[[int], Creator | None]
     content_of: Callable[[bytes], bytes | None]
+    rules: tuple[CreatorRule, ...] = ()
+    agent_uid: int | None = None
 
 
 class Session:
@@ -60,6 +64,7 @@ class Session:
             self._inodes,
             ledger,
             hydration.absent,
+            Creators(options.rules, options.creator_of, agent_uid=options.agent_uid),
             gives_away=os.geteuid() == 0,
             allow_devices="dev" in options.extra,
         )

@@ -22,7 +22,7 @@ class Account:
     how often the quota said no, and ``on_refusal`` is called then with what there was no room for.
     ``bytes_read`` and ``bytes_written`` are what went through the mount since it began (what the kernel
     answers from its cache does not). ``changes`` is None for a region that is not synced during the run,
-    ``observer`` for one whose files nobody is told of.
+    ``observer`` for one whose files nobody is told of. ``creator``: see ``Region``.
     """
 
     __slots__ = (
@@ -31,6 +31,7 @@ class Account:
         "bytes_used",
         "bytes_written",
         "changes",
+        "creator",
         "files_quota",
         "files_used",
         "is_platforms",
@@ -42,6 +43,7 @@ class Account:
 
     def __init__(self, region: Region) -> None:
         self.name = region.name
+        self.creator = region.creator
         self.is_platforms = region is PLATFORM
         self.bytes_quota = region.bytes_quota
         self.files_quota = region.files_quota

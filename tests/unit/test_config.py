@@ -111,7 +111,8 @@ def test_a_region_says_whose_new_files_are(tmp_path: Path) -> None:
         "uploads": Creator.ENVIRONMENT,
     }
     assert mistakes(tmp_path, '[regions.uploads]\ncreator = "browser"\n') == [
-        '2: regions.uploads.creator: "browser" is not one of "user", "agent", "environment" and "system"'
+        '2: regions.uploads.creator: "browser" is not a creator; write one of '
+        "user, agent, environment, system, in quotes"
     ]
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from agentfuse.errors import QuotaExceededError
-from agentfuse.fuse.filesystem import Caller, Change, Filesystem
+from agentfuse.fuse.filesystem import Change, Filesystem
 from agentfuse.fuse.handles import Listing
 from agentfuse.fuse.inodes import ROOT_NODEID, InodeTable
 from agentfuse.fuse.names import RENAME_EXCHANGE, RENAME_NOREPLACE
+from agentfuse.home.creators import Caller
 from agentfuse.home.quota import Account, Ledger
 from agentfuse.home.tree import Home, take_stock
 from agentfuse.regions import LOOSE, Region, Scope

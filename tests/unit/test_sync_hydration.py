@@ -22,11 +22,12 @@ from syscalls import in_child
 from trio.testing import wait_all_tasks_blocked
 
 from agentfuse.errors import StoreError
-from agentfuse.fuse.filesystem import Caller, Filesystem
+from agentfuse.fuse.filesystem import Filesystem
 from agentfuse.fuse.inodes import ROOT_NODEID, InodeTable
 from agentfuse.fuse.operations import Operations
 from agentfuse.fuse.xattrs import Xattrs
 from agentfuse.home import marks
+from agentfuse.home.creators import Caller
 from agentfuse.home.quota import Ledger
 from agentfuse.home.tree import Home, take_stock
 from agentfuse.regions import LOOSE, Region, Scope
