@@ -91,7 +91,7 @@ def _cgroup(value: object) -> str:
 def _pattern(value: object, example: str, pattern: str) -> str:
     if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
         raise ValueError(
-            f'{shown(value)} is not an absolute path; write it like "{example}", or a pattern like "{pattern}"'
+            f'{shown(value)} is not an absolute path; write it like "{example}" or, for several, "{pattern}"'
         )
     if "**" in value:
         raise ValueError(f'{shown(value)}: "**" means nothing here; write a "*" for each name on the way')

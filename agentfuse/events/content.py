@@ -1,4 +1,4 @@
-"""What an event says of a file's content: how it begins, and its SHA-256 where that is cheap."""
+"""What an event says of a file: how it begins, who made it, and its SHA-256 where that is cheap."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from agentfuse.events.arrivals import Seen
 from agentfuse.home import marks
 from agentfuse.home.mime import HEAD_BYTES
 from agentfuse.home.walk import Cursor
+from agentfuse.regions import Creator
 
 HASHED_BYTES = 4 * 1024 * 1024
 """Of larger files no hash is told: this is some 5 ms of a thread, which others' events wait for."""
@@ -21,13 +22,17 @@ _TICK_NS = 10_000_000
 
 
 class Content(NamedTuple):
-    """``head``: the beginning; None when it cannot be had. ``sha256``: of exactly what was announced."""
+    """``head``: the beginning; None when it cannot be had. ``sha256``: of exactly what was announced.
+
+    ``created_by``: None when the file is not there any more.
+    """
 
     head: bytes | None
     sha256: str | None
+    created_by: Creator | None
 
 
-UNKNOWN = Content(None, None)
+UNKNOWN = Content(None, None, None)
 
 
 def look_at(cursor: Cursor, path: bytes, seen: Seen, *, hashed_bytes: int) -> Content:
@@ -43,25 +48,26 @@ def look_at(cursor: Cursor, path: bytes, seen: Seen, *, hashed_bytes: int) -> Co
         st = os.fstat(fd)
         if st.st_ino != seen.ino:
             return UNKNOWN
+        creator = marks.read_creator(fd)
         mark = marks.read(fd)
         if mark is not None:  # the content itself is not here yet
-            return Content(None, mark.sha256)
+            return Content(None, mark.sha256, creator)
         if st.st_size > hashed_bytes or not _is(seen, st):
-            return Content(os.pread(fd, HEAD_BYTES, 0), None)
-        return _hashed(fd, st, seen)
+            return Content(os.pread(fd, HEAD_BYTES, 0), None, creator)
+        return _hashed(fd, st, seen, creator)
     except OSError:
         return UNKNOWN
     finally:
         os.close(fd)
 
 
-def _hashed(fd: int, st: os.stat_result, seen: Seen) -> Content:
+def _hashed(fd: int, st: os.stat_result, seen: Seen, creator: Creator) -> Content:
     young_ns = st.st_ctime_ns + _TICK_NS - time.time_ns()
     if 0 < young_ns <= _TICK_NS:
         time.sleep(young_ns / 1e9)  # from then on, whoever writes to it is found out below
     data = os.pread(fd, st.st_size + 1, 0)
     is_whole = len(data) == st.st_size and _is(seen, os.fstat(fd))
-    return Content(data[:HEAD_BYTES], hashlib.sha256(data).hexdigest() if is_whole else None)
+    return Content(data[:HEAD_BYTES], hashlib.sha256(data).hexdigest() if is_whole else None, creator)
 
 
 def _is(seen: Seen, st: os.stat_result) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -21,21 +21,20 @@ from agentfuse.home.database import LocalDatabase
 from agentfuse.home.mime import type_of
 from agentfuse.home.walk import Cursor
 from agentfuse.killpoints import passing
+from agentfuse.regions import Creator
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
 _T = TypeVar("_T")
 
-SCHEMA = 1
+SCHEMA = 2
 KEPT = 250_000
 """So many events are kept at least, the newest ones: an agent that rewrites a file in a loop must not
 fill the disk with them."""
 
 _HASHED_AT_ONCE = 32 * 1024 * 1024
 """So much is read for hashes in one transaction, so that nobody waits long for the events in it."""
-
-_CREATORS = {"downloads": "environment", "uploads": "user"}
 
 
 class Event(NamedTuple):
@@ -153,9 +152,11 @@ class EventLog:
             events: list[Event] = []
             self._hashed_left = _HASHED_AT_ONCE
             for region, time, operation in batch:
-                judged = list(judge(operation, _KnownRows(db, region)))
-                if judged and not silently:
-                    events += self._described(judged, region, time, number + len(events) + 1)
+                known = _KnownRows(db, region)
+                judged = list(judge(operation, known))
+                if judged:
+                    described = list(self._described(judged, known, time, number + len(events) + 1))
+                    events += [] if silently else described
             db.conn.executemany(f"INSERT INTO events VALUES ({_MARKS})", events)
             number += len(events)
             if number - oldest >= self._kept * 1.1:
@@ -164,19 +165,23 @@ class EventLog:
         return events
 
     def _described(
-        self, judged: Iterable[Judgement], region: str, time: float, number: int
-    ) -> Iterable[Event]:
-        created_by = _CREATORS.get(region, "agent")
+        self, judged: Iterable[Judgement], known: _KnownRows, time: float, number: int
+    ) -> Iterator[Event]:
+        region = known.region
         with Cursor(self.tree / region) as cursor:
             for seq, (kind, how, path, seen, old_path) in enumerate(judged, number):
+                # Of a file that nobody told of before and that is gone by now, nothing says more than this.
+                is_known = kind in ("moved", "deleted")
+                creator = known.creator_of(old_path or path) if is_known else Creator.AGENT
                 content, mime = UNKNOWN, None
                 if kind != "deleted":
                     hashed = min(HASHED_BYTES, self._hashed_left)
                     content = look_at(cursor, path, seen, hashed_bytes=hashed)
                     self._hashed_left -= seen.size if content.sha256 else 0
-                    mime = type_of(path, content.head)
+                    mime, creator = type_of(path, content.head), content.created_by or creator
+                    known.set_creator(path, creator)
                 yield Event(
-                    seq, time, kind, how, region, path, old_path, seen.size, mime, content.sha256, created_by
+                    seq, time, kind, how, region, path, old_path, seen.size, mime, content.sha256, creator
                 )
 
 
@@ -219,7 +224,7 @@ def _prepare(db: Database) -> None:
                 pk="seq",
                 strict=True,
             )
-            known = {"region": str, "path": bytes, "seen": str}
+            known = {"region": str, "path": bytes, "seen": str, "created_by": str}
             db.table("known").create(known, pk=("region", "path"), strict=True)
             db.execute(f"PRAGMA user_version = {SCHEMA}")
     db.execute("CREATE INDEX IF NOT EXISTS known_seen ON known (region, seen)")
@@ -245,35 +250,54 @@ class _KnownRows:
 
     def __init__(self, db: Database, region: str) -> None:
         self._db = db
-        self._region = region
+        self.region = region
+        self._gone: dict[bytes, Creator] = {}
 
     def get(self, path: bytes) -> Seen | None:
         found = self._db.execute(
-            "SELECT seen FROM known WHERE region = ? AND path = ?", [self._region, path]
+            "SELECT seen FROM known WHERE region = ? AND path = ?", [self.region, path]
         ).fetchone()
         return None if found is None else _to_seen(found[0])
 
     def put(self, path: bytes, seen: Seen) -> None:
         # As text: numbers that agents can set are larger than SQLite's.
-        row = [self._region, path, " ".join(map(str, seen))]
-        self._db.execute("INSERT OR REPLACE INTO known VALUES (?, ?, ?)", row)
+        row = [self.region, path, " ".join(map(str, seen)), Creator.AGENT]
+        self._db.execute(
+            "INSERT INTO known VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET seen = excluded.seen", row
+        )
 
     def remove(self, path: bytes) -> None:
-        self._db.execute("DELETE FROM known WHERE region = ? AND path = ?", [self._region, path])
+        self._gone[path] = self.creator_of(path)
+        self._db.execute("DELETE FROM known WHERE region = ? AND path = ?", [self.region, path])
+
+    def creator_of(self, path: bytes) -> Creator:
+        """Who made the file that is known at a path, or was until now, as was last told; else the agent."""
+        if path in self._gone:
+            return self._gone[path]
+        found = self._db.execute(
+            "SELECT created_by FROM known WHERE region = ? AND path = ?", [self.region, path]
+        ).fetchone()
+        return Creator.AGENT if found is None else Creator(found[0])
+
+    def set_creator(self, path: bytes, creator: Creator) -> None:
+        """Note who made the file that is known at a path."""
+        self._db.execute(
+            "UPDATE known SET created_by = ? WHERE region = ? AND path = ?", [creator, self.region, path]
+        )
 
     def at(self, path: bytes) -> list[tuple[bytes, Seen]]:
         below = path and path + b"/"
         rows = self._db.execute(
             "SELECT path, seen FROM known WHERE region = ? AND (path = ? OR path >= ? AND path < ?)"
             " ORDER BY path",
-            [self._region, path, below, path + b"0" if path else b"\xff" * 5000],
+            [self.region, path, below, path + b"0" if path else b"\xff" * 5000],
         )
         return [(each, _to_seen(seen)) for each, seen in rows]
 
     def names_of(self, ino: int) -> list[tuple[bytes, Seen]]:
         rows = self._db.execute(
             "SELECT path, seen FROM known WHERE region = ? AND seen >= ? AND seen < ? ORDER BY path",
-            [self._region, f"{ino} ", f"{ino}!"],
+            [self.region, f"{ino} ", f"{ino}!"],
         ).fetchall()
         return [(path, _to_seen(seen)) for path, seen in rows]
 

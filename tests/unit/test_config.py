@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentfuse import config as config_module
+from agentfuse.attribution import CreatorRule
 from agentfuse.config import (
     Config,
     format_size,
@@ -334,6 +335,53 @@ def test_webhooks_hear_of_all_that_notifies_unless_told_otherwise(tmp_path: Path
     assert (first.name, first.regions) == ("user.example", ("downloads", "uploads", "big"))
     assert (second.name, second.regions, second.kinds) == ("second", ("big",), ("arrived",))
     assert "s3cret" not in repr(settings)
+
+
+def test_rules_tell_creators_in_the_order_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/usr/bin/env")
+    settings = load(
+        tmp_path,
+        '[[creators]]\nuid = 1000\ncreator = "agent"\n'
+        f'[[creators]]\nexe = "{tmp_path}/link"\ngid = "nogroup"\ncreator = "user"\n'
+        '[[creators]]\nexe = "/opt/*/../x?"\ncgroup = "/a.slice/"\nuid = "nobody"\ncreator = "system"\n',
+    )
+    assert settings.creators == (
+        CreatorRule(Creator.AGENT, uid=1000),
+        CreatorRule(Creator.USER, gid=65534, exe=os.path.realpath("/usr/bin/env")),
+        CreatorRule(Creator.SYSTEM, uid=65534, exe="/opt/x?", cgroup="/a.slice"),
+    )
+
+
+def test_mistakes_in_rules_have_their_lines_and_fixes(tmp_path: Path) -> None:
+    script = tmp_path / "browser"
+    script.write_text("#!/bin/sh\n")
+    rule = '[[creators]]\ncreator = "user"\n'
+    found = mistakes(
+        tmp_path,
+        f'{rule}[[creators]]\nuid = 1\n{rule}uid = -1\n{rule}uid = "1000"\n{rule}gid = true\n'
+        f'{rule}exe = "chromium"\n{rule}exe = "{script}"\n{rule}exe = "/opt/**"\n{rule}cgroup = "a.slice"\n'
+        f'[[creators]]\ncreator = "browser"\nuid = 1\n{rule}user = 1\n'
+        f'{rule}uid = 7\n{rule}uid = 7\ncgroup = "/x"\n',
+    )
+    expected = [
+        ("1: creators[0]:", "add uid, gid, exe or cgroup"),
+        ("3: creators[1]:", 'add creator = "environment"'),
+        ("7: creators[2].uid:", "write its number"),
+        ("10: creators[3].uid:", "without quotes"),
+        ("13: creators[4].gid:", "write its number"),
+        ("16: creators[5].exe:", 'write it like "/usr/lib/chromium/chromium"'),
+        ("19: creators[6].exe:", "write the program that it starts"),
+        ("22: creators[7].exe:", 'write a "*"'),
+        ("25: creators[8].cgroup:", "absolute path"),
+        ("27: creators[9].creator:", "write one of user, agent"),
+        ("31: creators[10].user:", "known are creator, uid, gid, exe, cgroup"),
+        ("35: creators[12]:", "put it first"),
+    ]
+    assert len(found) == len(expected), found
+    for problem, (start, fix) in zip(found, expected, strict=True):
+        assert problem.startswith(start), problem
+        assert fix in problem, problem
+    assert "[[creators]]" in mistakes(tmp_path, "creators = 3\n")[0]
 
 
 def test_plain_http_is_for_this_host_or_for_those_who_insist(tmp_path: Path) -> None:

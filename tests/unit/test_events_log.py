@@ -23,6 +23,8 @@ from agentfuse.errors import EnvironmentProblem
 from agentfuse.events import log as log_module
 from agentfuse.events.arrivals import Completed, Moved, Replaced, Seen
 from agentfuse.events.log import Event, EventLog, Happened, _KnownRows, _prepare
+from agentfuse.home import marks
+from agentfuse.regions import Creator
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_an_event_has_the_facts(log: EventLog, tree: Path) -> None:
     first, second = log.read(0, 10)
     assert first == Event(
         1, 1.5, "arrived", "IN_CLOSE_WRITE", "downloads", b"a.csv", None, 4, "text/csv",
-        hashlib.sha256(b"a,b\n").hexdigest(), "environment",
+        hashlib.sha256(b"a,b\n").hexdigest(), "agent",
     )  # fmt: skip
     assert (second.kind, second.old_path, second.path, second.size) == ("moved", b"a.csv", b"b.csv", 4)
 
@@ -114,6 +116,49 @@ def test_a_file_that_is_written_to_while_it_is_hashed_has_no_hash(
     monkeypatch.setattr(os, "pread", written_to)
     (event,) = log.append([happened])
     assert event.sha256 is None
+
+
+def made_by(tree: Path, name: str, creator: Creator) -> None:
+    with (tree / "downloads" / name).open("ab") as file:
+        marks.write_creator(file.fileno(), creator)
+
+
+def test_an_event_says_who_made_the_file_also_of_one_that_is_gone(log: EventLog, tree: Path) -> None:
+    arrived = written(tree, b"a")
+    made_by(tree, "a", Creator.USER)
+    told = log.append([arrived])
+    (tree / "downloads" / "a").rename(tree / "downloads" / "b")
+    st = (tree / "downloads" / "b").stat()
+    seen = Seen(st.st_ino, st.st_size, st.st_mtime_ns)
+    told += log.append([Happened("downloads", 2.0, Moved(b"a", b"b", seen))])
+    (tree / "downloads" / "b").unlink()
+    told += reopened(log).append([Happened("downloads", 3.0, Replaced(b"b", [], "", "IN_DELETE"))])
+    assert [(event.kind, event.created_by) for event in told] == [
+        ("arrived", "user"),
+        ("moved", "user"),
+        ("deleted", "user"),
+    ]
+
+
+def test_what_was_noted_silently_goes_as_whose_it_was(log: EventLog, tree: Path) -> None:
+    written(tree, b"restored")
+    made_by(tree, "restored", Creator.ENVIRONMENT)
+    log.append([listing(tree)], silently=True)
+    (tree / "downloads" / "restored").unlink()
+    (event,) = log.append([listing(tree)])
+    assert (event.kind, event.created_by) == ("deleted", "environment")
+
+
+def test_another_file_at_a_known_path_is_not_taken_for_its_creators(log: EventLog, tree: Path) -> None:
+    first = written(tree, b"a")
+    made_by(tree, "a", Creator.USER)
+    log.append([first])
+    (tree / "downloads" / "new").write_bytes(b"forged")
+    (tree / "downloads" / "new").replace(tree / "downloads" / "a")
+    replaced = listing(tree)
+    (tree / "downloads" / "a").unlink()
+    (event,) = log.append([replaced])
+    assert (event.kind, event.created_by) == ("modified", "agent")
 
 
 @pytest.mark.parametrize(
