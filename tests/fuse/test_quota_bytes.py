@@ -46,7 +46,8 @@ def _books_are_true(home: Home) -> Iterator[None]:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         assert home.usage(region) == (0, 0)
     for path in home.path.glob(".*"):
-        path.unlink()
+        if path.name != ".agentfuse":
+            path.unlink()
     assert home.usage("home") == (0, 0)
 
 
