@@ -499,6 +499,7 @@ def test_the_events_of_a_run_that_has_ended_are_read_from_its_home(new_home: Mak
 
 
 def test_killed_between_close_and_event_each_arrival_is_announced_once(new_home: Make) -> None:
+    """By SIGKILL at the steps of announcing, and at any moment; AGENTFUSE_KILL_ROUNDS plays more of it."""
     home = new_home()
     rng = random.Random(4)
     steps = [
@@ -511,10 +512,16 @@ def test_killed_between_close_and_event_each_arrival_is_announced_once(new_home:
     ]
     expected: set[str] = set()
     for round_ in range(int(os.environ.get("AGENTFUSE_KILL_ROUNDS", "20"))):
+        is_at_a_step = round_ % 2 == 0
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(killpoints.VARIABLE, f"{steps[round_ % len(steps)]}:{rng.randrange(1, 6)}")
+            if is_at_a_step:
+                step = steps[round_ // 2 % len(steps)]
+                patch.setenv(killpoints.VARIABLE, f"{step}:{rng.randrange(1, 6)}")
             home.start()
         directory = home.path / "downloads"
+        assert home.process is not None
+        if not is_at_a_step:
+            threading.Timer(rng.uniform(0, 0.2), home.process.kill).start()
         with contextlib.suppress(OSError):
             for number in itertools.count():
                 name = f"{round_}-{number}"
