@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,7 @@ _TOGETHER_S = 1.0
 """What comes within this time of each other is one message to a model."""
 _MOST_NAMES = 20
 _AT_ONCE = 1000
+_PLAIN_NAME = re.compile(r"[\w.+@=~/-]+")
 _HEADINGS = {
     "arrived": "New files",
     "modified": "Changed files",
@@ -111,9 +113,9 @@ def _of_ended(home: Home, record: HomeRecord, since: int, region: str | None) ->
 def text_line(event: dict[str, Any]) -> str:
     """An event for people: ``7 12:30:01 arrived downloads/a.csv 1.2 KB text/csv``."""
     clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
-    path = f"{event['region']}/{event['path']}"
+    path = quoted(f"{event['region']}/{event['path']}")
     if event["old_path"] is not None:
-        path = f"{event['region']}/{event['old_path']} -> {path}"
+        path = f"{quoted(event['region'] + '/' + event['old_path'])} -> {path}"
     size = short_size(event["size"])
     return f"{event['seq']:>6}  {clock}  {event['kind']:<8}  {path}  {size}  {event['mime'] or '-'}"
 
@@ -122,17 +124,25 @@ def prompt_lines(burst: Iterable[dict[str, Any]]) -> Iterator[str]:
     """What a harness hands to a model: ``New files in uploads/: a.csv (1.2 KB), b.pdf (300 KB)``."""
     groups: dict[tuple[str, str], dict[str, str]] = {}
     for event in burst:
-        named = f"{event['path']} ({short_size(event['size'])})"
+        named = f"{quoted(event['path'])} ({short_size(event['size'])})"
         if event["kind"] == "moved":
-            named = f"{event['old_path']} -> {named}"
+            named = f"{quoted(event['old_path'])} -> {named}"
         elif event["kind"] == "deleted":
-            named = event["path"]
+            named = quoted(event["path"])
         groups.setdefault((event["kind"], event["region"]), {})[event["path"]] = named
     for (kind, region), names in groups.items():
         shown = list(names.values())[:_MOST_NAMES]
         if len(names) > len(shown):
             shown[-1] += f" and {len(names) - len(shown):,} more"
         yield f"{_HEADINGS[kind]} in {region}/: " + ", ".join(shown)
+
+
+def quoted(name: str) -> str:
+    """A name as it is if it is plain, otherwise as a JSON string: no name looks like what is around it."""
+    if _PLAIN_NAME.fullmatch(name):
+        return name
+    safe = (c if c.isprintable() and c not in '"\\' else json.dumps(c)[1:-1] for c in name)
+    return f'"{"".join(safe)}"'
 
 
 def short_size(size_bytes: int) -> str:
