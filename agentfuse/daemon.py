@@ -15,7 +15,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,8 @@ from agentfuse.errors import (
 from agentfuse.events.bookmarks import Bookmarks
 from agentfuse.events.endpoint import Endpoint, open_endpoints
 from agentfuse.events.feed import EventFeed
+from agentfuse.events.inbox import Inbox
+from agentfuse.events.inboxes import Inboxes, Opened, open_inboxes
 from agentfuse.events.log import EventLog
 from agentfuse.events.notices import STATUS, Notices
 from agentfuse.events.webhooks import Webhooks
@@ -92,14 +94,18 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
     _prepare_process()
     registry = open_registry(os.environ)
     mountpoint = resolve_mountpoint(spec.mountpoint)
-    _refuse_inside(mountpoint, {"state directory": config.state, "runtime directory": registry.runtime})
+    ours = {"state directory": config.state, "runtime directory": registry.runtime}
     if config.store.startswith("file://"):
-        _refuse_inside(mountpoint, {"object store": Path(unquote(config.store.removeprefix("file://")))})
+        ours["object store"] = Path(unquote(config.store.removeprefix("file://")))
+    _refuse_inside(mountpoint, ours)
     endpoints = open_endpoints(config.webhooks, os.environ)
     if config.metrics_file is not None:
         _refuse_inside(mountpoint, {"file of metrics": config.metrics_file})
     lock = registry.lock(mountpoint)
     try:
+        inboxes = open_inboxes(
+            config.inboxes, {**ours, "mountpoint": mountpoint}, agent=spec.agent, execution=spec.execution
+        )
         mountpoints.require_fuse()
         if mountpoints.prepare(mountpoint):
             reporter.say(f"replaced a dead mount at {mountpoint}")
@@ -116,7 +122,7 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
             )
             keeper.open()
             whose = replace(spec, mountpoint=mountpoint)
-            mount = Mount(config, whose, keeper, registry, reporter, endpoints=endpoints)
+            mount = Mount(config, whose, keeper, registry, reporter, endpoints=endpoints, inboxes=inboxes)
             trio.run(mount.run, on_ready)
             if mount.failure is not None:
                 if not mount.was_mounted and not keeper.resumed:
@@ -138,7 +144,8 @@ class Mount:
         registry: Registry,
         reporter: Reporter,
         *,
-        endpoints: list[Endpoint],
+        endpoints: Sequence[Endpoint],
+        inboxes: Sequence[Opened],
     ) -> None:
         self._spec = spec
         self._keeper = keeper
@@ -179,7 +186,9 @@ class Mount:
         events = EventLog(keeper.home.events, keeper.home.tree)
         whose = {"agent": spec.agent, "execution": spec.execution}
         self._events = EventFeed(events, **whose)
-        self._webhooks = Webhooks(endpoints, self._events, Bookmarks(events), **whose)
+        bookmarks = Bookmarks(events)
+        self._webhooks = Webhooks(endpoints, self._events, bookmarks, **whose)
+        self._inboxes = Inboxes([self._inbox(each, bookmarks) for each in inboxes])
         self._notices = Notices(self._events, self._doors, keeper.ledger, keeper.home.tree)
         self._detach_limiter = trio.CapacityLimiter(2)
 
@@ -189,6 +198,7 @@ class Mount:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_signals)
                 self._watch_regions()
+                self._inboxes.settle()
                 self._notices.prepare(self._events.last(_RECENT_EVENTS))
                 with self._mounted() as session:
                     self._session = session
@@ -198,6 +208,20 @@ class Mount:
         except* AgentfuseError as group:
             # A nursery wraps what leaves it; our callers want the error itself.
             self.failure = next(_leaves(group))
+
+    def _inbox(self, opened: Opened, bookmarks: Bookmarks) -> Inbox:
+        region = opened.binding.region
+        notifies = any(each.notify for each in self._keeper.config.regions if each.name == region)
+        return Inbox(
+            opened.path,
+            opened.fd,
+            creator=opened.binding.creator,
+            tree=self._keeper.home.tree / region,
+            doors=self._doors,
+            account=self._keeper.ledger.by_directory[region.encode()],
+            teller=self._events if notifies else None,
+            bookmarks=bookmarks,
+        )
 
     def _needs_home(self) -> bool:
         return self._webhooks.has_backlog
@@ -264,7 +288,9 @@ class Mount:
 
     async def _notify(self) -> None:
         with self._notifying:
-            await self._notices.run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._notices.run)
+                nursery.start_soon(self._inboxes.run)
 
     def _content_of(self, name: bytes) -> bytes | None:
         """What a file of ``.agentfuse/`` is to hold when it is opened, if it is one that is made then."""
@@ -384,6 +410,7 @@ class Mount:
             session=self._session,
             feed=self._events,
             webhooks=self._webhooks,
+            inboxes=self._inboxes,
             backfill=self._backfill,
             syncs=self._syncs,
             detach=self._detach,

@@ -56,6 +56,9 @@ Step = Literal[
     "announce.committed",
     "announce.told",
     "webhook.taken",
+    "inbox.noted",
+    "inbox.put",
+    "inbox.removed",
     "remove.begun",
     "remove.cleared",
 ]

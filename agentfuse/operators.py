@@ -17,6 +17,7 @@ from agentfuse import mountpoint as mountpoints
 from agentfuse.control.registry import MountRecord
 from agentfuse.errors import BusyError
 from agentfuse.events.feed import EventFeed, Line
+from agentfuse.events.inboxes import Inboxes
 from agentfuse.events.webhooks import Webhooks
 from agentfuse.flush import FinalFlush, Watchers
 from agentfuse.fuse.session import Session
@@ -63,6 +64,7 @@ class Operators:
     session: Session
     feed: EventFeed
     webhooks: Webhooks
+    inboxes: Inboxes
     backfill: Backfill
     syncs: Sequence[RegionSync]
     detach: Detach
@@ -85,6 +87,7 @@ class Operators:
             "hydration": self.backfill.as_dict(),
             "events": self.feed.as_dict(),
             "webhooks": self.webhooks.as_list(),
+            "inboxes": self.inboxes.as_list(),
             "fuse": self.session.as_dict(),
         }
 

@@ -33,6 +33,7 @@ _HEADINGS = {
     "modified": "Changed files",
     "moved": "Renamed files",
     "deleted": "Removed files",
+    "refused": "Files that could not be taken",
 }
 
 

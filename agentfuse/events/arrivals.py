@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, Protocol
 
-Kind = Literal["arrived", "modified", "moved", "deleted"]
+from agentfuse.regions import Creator
+
+Kind = Literal["arrived", "modified", "moved", "deleted", "refused"]
 
 
 class Seen(NamedTuple):
@@ -66,7 +68,15 @@ class Moved(NamedTuple):
     seen: Seen | None
 
 
-Operation = Completed | Touched | Replaced | Moved
+class Refused(NamedTuple):
+    """A file that was to come from outside could not; there may be another one at its path."""
+
+    path: bytes
+    seen: Seen
+    created_by: Creator
+
+
+Operation = Completed | Touched | Replaced | Moved | Refused
 
 
 class Known(Protocol):
@@ -89,13 +99,17 @@ class Known(Protocol):
 
 
 class Judgement(NamedTuple):
-    """One event without its number. ``old_path``: where a moved file was."""
+    """One event without its number.
+
+    ``old_path``: where a moved file was. ``created_by`` holds where neither the file nor the log says it.
+    """
 
     kind: Kind
     how: str
     path: bytes
     seen: Seen
     old_path: bytes | None = None
+    created_by: Creator = Creator.AGENT
 
 
 def judge(operation: Operation, known: Known) -> Iterator[Judgement]:
@@ -119,6 +133,8 @@ def judge(operation: Operation, known: Known) -> Iterator[Judgement]:
             yield from _replaced(operation, known)
         case Moved(old, new, seen):
             yield from _moved(old, new, seen, known)
+        case Refused(path, seen, created_by):
+            yield Judgement("refused", "", path, seen, None, created_by)
 
 
 def _came(path: bytes, seen: Seen, how: str, known: Known) -> Judgement:

@@ -21,6 +21,16 @@ class Place(NamedTuple):
     upto: int | None = None
 
 
+class Drop(NamedTuple):
+    """What is known of a file in an inbox, which is told from others by ``identity``.
+
+    ``since_ns``: when it was begun to take it, by the clock of files; 0: it was refused, which was told.
+    """
+
+    identity: str
+    since_ns: int
+
+
 class Bookmarks:
     """The rows of one home. Raises ``EnvironmentProblem`` when the machine does not let it be written."""
 
@@ -49,6 +59,31 @@ class Bookmarks:
 
         self._log.use(write)
 
+    def drops(self, directory: str) -> dict[bytes, Drop]:
+        """What is known of the files in an inbox, by their paths in it."""
+        if not self._log.exists():
+            return {}
+
+        def read(db: Database) -> dict[bytes, Drop]:
+            db.execute(_INBOXES)
+            rows = db.execute("SELECT path, identity, since_ns FROM inboxes WHERE directory = ?", [directory])
+            return {path: Drop(identity, since_ns) for path, identity, since_ns in rows}
+
+        return self._log.use(read) or {}
+
+    def set_drop(self, directory: str, path: bytes, drop: Drop | None) -> None:
+        """Note what is known of a file in an inbox; None: nothing, it is gone."""
+
+        def write(db: Database) -> None:
+            with db.atomic():
+                db.execute(_INBOXES)
+                if drop is None:
+                    db.execute("DELETE FROM inboxes WHERE directory = ? AND path = ?", [directory, path])
+                else:
+                    db.execute("INSERT OR REPLACE INTO inboxes VALUES (?, ?, ?, ?)", [directory, path, *drop])
+
+        self._log.use(write)
+
     def close(self) -> None:
         """Close the database; the next use opens it again."""
         self._log.close()
@@ -57,3 +92,7 @@ class Bookmarks:
 _WEBHOOKS = """CREATE TABLE IF NOT EXISTS webhooks (
     name TEXT PRIMARY KEY, reached INTEGER NOT NULL, upto INTEGER
 ) STRICT"""
+_INBOXES = """CREATE TABLE IF NOT EXISTS inboxes (
+    directory TEXT, path BLOB, identity TEXT NOT NULL, since_ns INTEGER NOT NULL,
+    PRIMARY KEY (directory, path)
+) STRICT, WITHOUT ROWID"""

@@ -36,6 +36,8 @@ fill the disk with them."""
 _HASHED_AT_ONCE = 32 * 1024 * 1024
 """So much is read for hashes in one transaction, so that nobody waits long for the events in it."""
 
+_NOT_THERE = ("deleted", "refused")
+
 
 class Event(NamedTuple):
     """One thing that happened to one file.
@@ -59,7 +61,7 @@ class Event(NamedTuple):
     def to_json(self, *, execution: str, agent: str) -> bytes:
         """The event as one line of ASCII; bytes of a path that are not UTF-8 are lone surrogates."""
         fields: dict[str, Any] = self._asdict()
-        fields["mask"] = [self.mask]
+        fields["mask"] = [self.mask] if self.mask else []
         fields["path"] = os.fsdecode(self.path)
         fields["old_path"] = None if self.old_path is None else os.fsdecode(self.old_path)
         fields |= {"execution": execution, "agent": agent}
@@ -169,12 +171,12 @@ class EventLog:
     ) -> Iterator[Event]:
         region = known.region
         with Cursor(self.tree / region) as cursor:
-            for seq, (kind, how, path, seen, old_path) in enumerate(judged, number):
+            for seq, (kind, how, path, seen, old_path, told) in enumerate(judged, number):
                 # Of a file that nobody told of before and that is gone by now, nothing says more than this.
                 is_known = kind in ("moved", "deleted")
-                creator = known.creator_of(old_path or path) if is_known else Creator.AGENT
+                creator = known.creator_of(old_path or path) if is_known else told
                 content, mime = UNKNOWN, None
-                if kind != "deleted":
+                if kind not in _NOT_THERE:
                     hashed = min(HASHED_BYTES, self._hashed_left)
                     content = look_at(cursor, path, seen, hashed_bytes=hashed)
                     self._hashed_left -= seen.size if content.sha256 else 0

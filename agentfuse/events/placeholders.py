@@ -132,17 +132,20 @@ def _awaited(tree: Path, keys: Iterable[_Key]) -> set[_Key]:
     for region, path in keys:
         directory, _, name = path.rpartition(b"/")
         if (region, directory) not in temporaries:
-            temporaries[region, directory] = _under_way(tree / region, directory)
+            temporaries[region, directory] = under_way(tree / region, directory)
         if os.path.splitext(name)[1].lower() in temporaries[region, directory]:
             awaited.add((region, path))
     return awaited
 
 
-def _under_way(region: Path, directory: bytes) -> set[bytes]:
-    """The extensions of what is being downloaded to a directory: ``.pdf`` of ``a.Xy12Zw.pdf.part``."""
+def under_way(root: Path | int, directory: bytes) -> set[bytes]:
+    """The extensions of what is being downloaded to a directory: ``.pdf`` of ``a.Xy12Zw.pdf.part``.
+
+    ``root``: the path or the descriptor of what the directory is in. Nothing there is changed.
+    """
     found = set()
     try:
-        with Cursor(region) as cursor:
+        with Cursor(root, unlocks=False) as cursor:
             directory_fd = cursor.enter(directory)
             for name in map(os.fsencode, os.listdir(directory_fd)):
                 whole, suffix = os.path.splitext(name.lower())

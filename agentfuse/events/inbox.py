@@ -1,0 +1,381 @@
+"""Inboxes: files that others drop into a directory outside of the home are moved through the mount.
+
+A file is taken when it is complete, and leaves the directory only when it is durable in its region. That it
+is being taken is noted before, so that whoever dies in between makes no second copy of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import trio
+
+from agentfuse.config import format_size
+from agentfuse.door.doors import OnCollision, Put
+from agentfuse.errors import (
+    AgentfuseError,
+    BusyError,
+    EnvironmentProblem,
+    QuotaExceededError,
+)
+from agentfuse.events import dropped
+from agentfuse.events.arrivals import Operation, Refused, Seen
+from agentfuse.events.bookmarks import Bookmarks, Drop
+from agentfuse.events.dropped import Doorbell, NotReady
+from agentfuse.home.quota import Account
+from agentfuse.killpoints import passing
+from agentfuse.regions import Creator
+
+log = logging.getLogger(__name__)
+
+RESCAN_S = 60.0
+"""So often the directory is looked at though nothing rang, and what was refused is tried again."""
+_GATHER_S = 0.06
+_RIPEN_S = 0.25
+_ROOM_S = 1.0
+"""So often it is seen whether there is room for what was refused."""
+_EMPTIED_S = 60.0
+"""So long a directory stays whose files were taken: more may come."""
+_MOST_TOLD = 20
+_MOST_REMEMBERED = 10_000
+
+
+class DoorOf(Protocol):
+    """What an inbox needs of ``door.Doors``."""
+
+    async def put_fd(
+        self,
+        region: str,
+        path: bytes,
+        fd: int,
+        *,
+        creator: Creator,
+        on_collision: OnCollision = "number",
+        mode: int = 0o644,
+    ) -> Put: ...
+
+
+class Teller(Protocol):
+    """Whom events are told; an ``EventFeed``."""
+
+    def put(self, region: str, operation: Operation) -> None: ...
+
+
+class _Left(NamedTuple):
+    """A file that could not be taken. ``retry_at``: not before, by trio's clock, nor without room for it."""
+
+    identity: str
+    size_bytes: int
+    retry_at: float
+
+
+class Inbox:
+    """One inbox of one mount. The trio thread's.
+
+    ``root``: a locked descriptor of its directory, which is kept; ``account``: the region's; ``tree``: the
+    region's directory in the backing tree; ``teller``: None when the region does not notify.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        root: int,
+        *,
+        creator: Creator,
+        tree: Path,
+        doors: DoorOf,
+        account: Account,
+        teller: Teller | None,
+        bookmarks: Bookmarks,
+    ) -> None:
+        self._path = path
+        self._name = str(path)
+        self._region = account.name
+        self._creator = creator
+        self._root = root
+        self._tree = tree
+        self._doors = doors
+        self._account = account
+        self._teller = teller
+        self._bookmarks = bookmarks
+        self._drops: dict[bytes, Drop] = {}
+        self._left: dict[bytes, _Left] = {}
+        self._refused: dict[bytes, str] = {}  # of what it was told
+        self._kept: dict[bytes, str] = {}  # what was put, but could not be removed
+        self._told: set[tuple[bytes, str]] = set()
+        self._emptied: dict[bytes, float] = {}
+        self._rung = trio.Event()
+        self._taken = 0
+        self._lines_left = _MOST_TOLD
+        self._last_error: str | None = None
+        self._limiter = trio.CapacityLimiter(1)
+
+    def as_dict(self) -> dict[str, object]:
+        """``{directory, region, taken, left, last_error}``: files moved since the mount, and those that stay
+        where they are because they could not be."""
+        return {
+            "directory": self._name,
+            "region": self._region,
+            "taken": self._taken,
+            "left": len(self._left),
+            "last_error": self._last_error,
+        }
+
+    def settle(self) -> None:
+        """Finish what a run that died had begun: remove what is in the region already. Blocking.
+
+        Before the mount, when nobody can have changed what it made.
+        """
+        self._drops = self._bookmarks.drops(self._name)
+        for path, drop in list(self._drops.items()):
+            if drop.since_ns:
+                self._settle(path, drop)
+            else:
+                self._refused[path] = drop.identity
+
+    def _settle(self, path: bytes, drop: Drop) -> None:
+        try:
+            fd = dropped.open_any(self._root, path)
+        except (OSError, NotReady, AgentfuseError):
+            pass  # it is not there any more
+        else:
+            try:
+                st = os.fstat(fd)
+                was_put = dropped.identity(st) == drop.identity and dropped.is_in(
+                    self._tree, path, fd, drop.since_ns
+                )
+                if was_put and not dropped.remove(self._root, path, fd, st):
+                    self._kept[path] = drop.identity  # somebody has it open
+            except OSError:
+                self._kept[path] = drop.identity
+            finally:
+                os.close(fd)
+            if path in self._kept:
+                return
+        self._bookmarks.set_drop(self._name, path, None)
+        del self._drops[path]
+
+    async def run(self) -> None:
+        """Take what comes, until cancelled."""
+        token = trio.lowlevel.current_trio_token()
+
+        def ring() -> None:
+            token.run_sync_soon(self._ring, idempotent=True)
+
+        bell = await trio.to_thread.run_sync(self._hang_bell, ring)
+        try:
+            while True:
+                self._rung = trio.Event()
+                if await trio.to_thread.run_sync(self._is_replaced, limiter=self._limiter):
+                    await trio.to_thread.run_sync(_stop, bell)
+                    bell = await trio.to_thread.run_sync(self._hang_bell, ring)
+                try:
+                    wait_s = await self._take_all()
+                except EnvironmentProblem as error:
+                    self._tell(f"waits: {error}")
+                    wait_s = RESCAN_S
+                await self._wait(wait_s)
+                await trio.sleep(_GATHER_S)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_stop, bell)
+
+    def _hang_bell(self, ring: Callable[[], None]) -> Doorbell | None:
+        try:
+            return Doorbell(self._path, ring)
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            self._tell(f"cannot be watched, so it is looked at every {RESCAN_S:g} s: {why}")
+            return None
+
+    def _is_replaced(self) -> bool:
+        """Whether there is another directory now where ours was; then it is the inbox."""
+        try:
+            if os.path.samestat(os.stat(self._path), os.fstat(self._root)):
+                return False
+            fd = dropped.open_inbox(self._path)
+        except (OSError, ValueError, BusyError):
+            return False  # for as long as there is none
+        os.close(self._root)
+        self._root = fd
+        self._tell("it has been replaced by another directory")
+        return True
+
+    def _ring(self) -> None:
+        self._rung.set()
+
+    async def _wait(self, longest_s: float) -> None:
+        end = trio.current_time() + longest_s
+        while not self._rung.is_set() and trio.current_time() < end:
+            if any(map(self._may_try, self._left.values())):
+                return
+            with trio.move_on_after(min(_ROOM_S, end - trio.current_time())):
+                await self._rung.wait()
+
+    def _may_try(self, left: _Left) -> bool:
+        account = self._account
+        return (
+            trio.current_time() >= left.retry_at
+            and left.size_bytes <= account.room()
+            and account.files_used < account.files_quota
+        )
+
+    # One look ----------------------------------------------------------------------------------------
+
+    async def _take_all(self) -> float:
+        """Take everything that is complete; how long may be waited before the next look."""
+        found = await trio.to_thread.run_sync(
+            dropped.look, self._root, limiter=self._limiter, abandon_on_cancel=True
+        )
+        self._lines_left = _MOST_TOLD
+        self._tell_strange(found.strange)
+        await self._forget_gone({path for path, _ in found.files})
+        ripens = found.may_ripen
+        for path, st in found.files:
+            left = self._left.get(path)
+            if left is not None and left.identity == dropped.identity(st) and not self._may_try(left):
+                continue
+            try:
+                await self._take(path)
+            except NotReady as error:
+                ripens = ripens or error.soon
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                await self._leave(path, st, os.strerror(error.errno or 0))
+        await self._remove_emptied()
+        return _RIPEN_S if ripens else RESCAN_S
+
+    async def _take(self, path: bytes) -> None:
+        fd = await trio.to_thread.run_sync(dropped.open_complete, self._root, path, limiter=self._limiter)
+        try:
+            st = os.fstat(fd)
+            if not await self._was_put(path, fd, st):
+                await self._note(path, Drop(dropped.identity(st), time.time_ns()))
+                passing("inbox.noted")
+                if not await self._put(path, fd, st):
+                    return
+            passing("inbox.put")
+            await self._remove(path, fd, st)
+        finally:
+            os.close(fd)
+
+    async def _remove(self, path: bytes, fd: int, st: os.stat_result) -> None:
+        """Remove what is in the region now; what cannot be removed is not put a second time."""
+        self._kept[path] = dropped.identity(st)
+        try:
+            is_gone = await trio.to_thread.run_sync(
+                dropped.remove, self._root, path, fd, st, limiter=self._limiter
+            )
+        except OSError as error:
+            self._left[path] = _Left(dropped.identity(st), 0, trio.current_time() + RESCAN_S)
+            self._tell(f"{os.fsdecode(path)!a} was taken, but cannot be removed: {error.strerror}")
+            return
+        if is_gone:
+            passing("inbox.removed")
+            await self._note(path, None)
+            self._taken += 1
+            self._left.pop(path, None)
+            del self._kept[path]
+            if b"/" in path:
+                self._emptied[path.rpartition(b"/")[0]] = trio.current_time()
+
+    async def _was_put(self, path: bytes, fd: int, st: os.stat_result) -> bool:
+        """Whether it was put before, and only not removed."""
+        if self._kept.get(path) == dropped.identity(st):
+            return True
+        drop = self._drops.get(path)
+        if drop is None or not drop.since_ns or drop.identity != dropped.identity(st):
+            return False
+        return await trio.to_thread.run_sync(
+            dropped.is_in, self._tree, path, fd, drop.since_ns, limiter=self._limiter
+        )
+
+    async def _put(self, path: bytes, fd: int, st: os.stat_result) -> bool:
+        try:
+            await self._doors.put_fd(self._region, path, fd, creator=self._creator, on_collision="number")
+        except BusyError:  # an unmount that may fail, or it changed: maybe it was put, maybe not
+            raise NotReady(soon=True) from None
+        except EnvironmentProblem as error:  # nor is it known here
+            self._left[path] = _Left(dropped.identity(st), 0, trio.current_time() + RESCAN_S)
+            self._tell(f"{os.fsdecode(path)!a} waits: {error}")
+            return False
+        except QuotaExceededError:
+            what = f"there is no room for it, {format_size(st.st_size)}, in {self._region}/"
+            has_room = st.st_size <= self._account.room()
+            await self._leave(path, st, what, after_s=RESCAN_S if has_room else 0.0)
+            return False
+        except AgentfuseError as error:
+            await self._leave(path, st, error.message)
+            return False
+        return True
+
+    async def _leave(
+        self, path: bytes, st: os.stat_result, why: str, *, after_s: float | None = None
+    ) -> None:
+        """It stays where it is, for now; that is told once."""
+        same = dropped.identity(st)
+        wait_s = RESCAN_S if after_s is None else after_s
+        self._left[path] = _Left(same, st.st_size, trio.current_time() + wait_s)
+        await self._note(path, Drop(same, 0))
+        if self._refused.get(path) == same:
+            return
+        self._refused[path] = same
+        self._tell(f"{os.fsdecode(path)!a} stays there: {why}")
+        if self._teller is not None:
+            seen = Seen(st.st_ino, st.st_size, st.st_mtime_ns)
+            self._teller.put(self._region, Refused(path, seen, self._creator))
+
+    # What is known of the files ------------------------------------------------------------------------
+
+    async def _note(self, path: bytes, drop: Drop | None) -> None:
+        await trio.to_thread.run_sync(self._bookmarks.set_drop, self._name, path, drop, limiter=self._limiter)
+        if drop is None:
+            self._drops.pop(path, None)
+        else:
+            self._drops[path] = drop
+
+    async def _forget_gone(self, there: set[bytes]) -> None:
+        for path in [path for path, drop in self._drops.items() if not drop.since_ns and path not in there]:
+            await self._note(path, None)
+        for known in (self._left, self._refused, self._kept):
+            for path in [path for path in known if path not in there]:
+                del known[path]
+
+    async def _remove_emptied(self) -> None:
+        for path, since in list(self._emptied.items()):
+            if trio.current_time() - since < _EMPTIED_S:
+                continue
+            del self._emptied[path]
+            is_gone = await trio.to_thread.run_sync(
+                dropped.remove_directory, self._root, path, limiter=self._limiter
+            )
+            if is_gone and b"/" in path:
+                self._emptied[path.rpartition(b"/")[0]] = since
+
+    def _tell_strange(self, strange: Sequence[tuple[bytes, str]]) -> None:
+        new = [each for each in strange if each not in self._told]
+        if len(self._told) + len(new) > _MOST_REMEMBERED:
+            return
+        self._told.update(new)
+        for path, what in new:
+            self._tell(f"{os.fsdecode(path)!a} is {what}: it stays there")
+
+    def _tell(self, what: str) -> None:
+        """A line in the log; of one look there are not too many."""
+        self._last_error = what
+        self._lines_left -= 1
+        if self._lines_left >= 0:
+            log.warning("inbox %s: %s", self._name, what)
+        elif self._lines_left == -1:
+            log.warning("inbox %s: more of this look is not told of here", self._name)
+
+
+def _stop(bell: Doorbell | None) -> None:
+    if bell is not None:
+        bell.stop()
