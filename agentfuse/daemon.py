@@ -45,9 +45,11 @@ from agentfuse.events.notices import STATUS, Notices
 from agentfuse.events.webhooks import Webhooks
 from agentfuse.flush import FinalFlush, Watchers
 from agentfuse.fuse.session import Session, SessionOptions, mounted, widen_read_ahead
+from agentfuse.home.files import Files
 from agentfuse.home.observer import Found
 from agentfuse.home.quota import Account
 from agentfuse.home.tree import Home, now, regular_files
+from agentfuse.livefiles import LiveFiles
 from agentfuse.metrics.publishing import keep_textfile
 from agentfuse.operators import Life, Operators
 from agentfuse.progress import Reporter
@@ -355,6 +357,7 @@ class Mount:
 
     async def _detach(self, *, lazy: bool) -> None:
         path = self._spec.mountpoint
+        self._life.leases.release()
         written = self._session.written()
 
         def detach() -> None:
@@ -416,7 +419,13 @@ class Mount:
             detach=self._detach,
             flush=self._flush,
             watchers=self._watchers,
+            files=self._live_files(),
         )
+
+    def _live_files(self) -> LiveFiles:
+        tree, regions = self._keeper.home.tree, self._keeper.config.regions
+        files = Files(tree, regions, agent=self._spec.agent, execution=self._spec.execution)
+        return LiveFiles(files, tree, self._hydration, self._doors)
 
 
 def _leaves(group: BaseExceptionGroup[AgentfuseError]) -> Iterator[AgentfuseError]:

@@ -21,6 +21,8 @@ currency once; nobody below an edge logs what it raises.
 from __future__ import annotations
 
 import errno
+import re
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -38,6 +40,19 @@ class AgentfuseError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    @classmethod
+    def code(cls) -> str:
+        """The kind of error for programs: ``quota_exceeded``."""
+        words = re.findall("[A-Z][a-z]+", cls.__name__.removesuffix("Error"))
+        return "_".join(words).lower()
+
+    @classmethod
+    def kinds(cls) -> Iterator[type[AgentfuseError]]:
+        """This kind and all below it."""
+        yield cls
+        for kind in cls.__subclasses__():
+            yield from kind.kinds()
 
 
 class UsageError(AgentfuseError):

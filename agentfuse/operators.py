@@ -5,7 +5,10 @@ Looks at the parts of a mount and starts what they can do; when a mount lives an
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+import logging
+import os
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,17 +17,21 @@ from typing import Literal, Protocol
 import trio
 
 from agentfuse import mountpoint as mountpoints
+from agentfuse.control.messages import Level
 from agentfuse.control.registry import MountRecord
-from agentfuse.errors import BusyError
+from agentfuse.errors import BusyError, NotFoundError
 from agentfuse.events.feed import EventFeed, Line
 from agentfuse.events.inboxes import Inboxes
 from agentfuse.events.webhooks import Webhooks
 from agentfuse.flush import FinalFlush, Watchers
 from agentfuse.fuse.session import Session
+from agentfuse.home.quota import Account
 from agentfuse.inspection import Live, check_rest, check_still
+from agentfuse.livefiles import LiveFiles
 from agentfuse.metrics import readings
 from agentfuse.metrics.exposition import render
 from agentfuse.metrics.publishing import Scrapes
+from agentfuse.stacks import stacks
 from agentfuse.sync.backfill import Backfill
 from agentfuse.sync.background import RegionSync
 from agentfuse.sync.keeper import HomeKeeper
@@ -38,6 +45,33 @@ HELD_ELSEWHERE_S = 2.0
 CAUGHT_UP_S = 5.0
 """How long a check, and whoever waits for it, gives what happened to get into the log of events."""
 
+_HEARTBEAT_S = 1.0
+
+
+class Leases:
+    """Who has asked that nothing changes for a while. An unmount does not wait for them."""
+
+    def __init__(self) -> None:
+        self._held: set[ExitStack] = set()
+
+    @contextmanager
+    def hold(self, still: AbstractContextManager[None]) -> Iterator[trio.Event]:
+        """Hold ``still``; the event says that it was released."""
+        released = trio.Event()
+        with ExitStack() as stack:
+            stack.callback(released.set)
+            stack.enter_context(still)
+            self._held.add(stack)
+            try:
+                yield released
+            finally:
+                self._held.discard(stack)
+
+    def release(self) -> None:
+        """Let everything go on."""
+        for stack in list(self._held):
+            stack.close()
+
 
 @dataclass(slots=True)
 class Life:
@@ -46,6 +80,7 @@ class Life:
     state: Literal["starting", "live", "flushing"] = "starting"
     live: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)
+    leases: Leases = field(default_factory=Leases)
 
 
 class Detach(Protocol):
@@ -70,6 +105,8 @@ class Operators:
     detach: Detach
     flush: FinalFlush
     watchers: Watchers
+    files: LiveFiles
+    _changing_quotas: trio.Lock = field(default_factory=trio.Lock)
     scrapes: Scrapes = field(default_factory=Scrapes)
     rendering: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 1))
 
@@ -104,6 +141,33 @@ class Operators:
         write = partial(render, found, agent=self.record.agent, execution=self.record.execution)
         return await trio.to_thread.run_sync(write, limiter=self.rendering)
 
+    def regions(self) -> list[dict[str, object]]:
+        """The regions with their settings and their use."""
+        return [
+            {
+                "name": region.name,
+                "scope": region.scope.value,
+                "sync": region.sync.value,
+                "notify": region.notify,
+                "creator": region.creator.value,
+                **self._account(region.name).as_dict(),
+            }
+            for region in self.keeper.config.regions
+        ]
+
+    async def set_quota(self, region: str, *, bytes_quota: int | None, files_quota: int | None) -> None:
+        """Change what a region may hold; kept in the home's record, so later mounts of it know.
+
+        What it holds already may be more: then it can only shrink.
+        """
+        account = self._account(region)
+        async with self._changing_quotas:
+            self._require_live()
+            size = account.bytes_quota if bytes_quota is None else bytes_quota
+            files = account.files_quota if files_quota is None else files_quota
+            await trio.to_thread.run_sync(self.keeper.remember_quota, region, size, files)
+            account.bytes_quota, account.files_quota = size, files
+
     def events(
         self, *, since: int | None, region: str | None, follow: bool
     ) -> AsyncGenerator[list[Line], None]:
@@ -127,6 +191,39 @@ class Operators:
             regions[sync.name] = {**sync.as_dict(), "commit": report and report.as_dict()}
             yield {"say": _synced_line(sync.name, report)}
         yield {"done": {"execution": self.record.execution, "regions": regions}}
+
+    def checkpoint(self) -> dict[str, dict[str, object]]:
+        """Begin to commit what is changed, without waiting for it."""
+        self._require_live()
+        for sync in self.syncs:
+            sync.hurry()
+        return {sync.name: sync.as_dict() for sync in self.syncs}
+
+    async def drain(self, *, timeout_s: float, hold_s: float) -> AsyncGenerator[dict[str, object], None]:
+        """Sync, then let nothing change for ``hold_s``, an unmount excepted, or until this is closed.
+
+        Between ``drained`` and the end it yields empty objects. Raises as :meth:`sync` does, and
+        ``BusyError`` when the mount was ended meanwhile.
+        """
+        deadline = trio.current_time() + timeout_s
+        # Most of it, and what is the kernel's still, while everybody goes on.
+        async with aclosing(self.sync(timeout_s=timeout_s)) as lines:
+            async for line in lines:
+                if "done" not in line:
+                    yield line
+        with self.life.leases.hold(self.session.still()) as released:
+            for sync in self.syncs:
+                await sync.barrier(deadline=deadline)
+            state = {sync.name: sync.as_dict() for sync in self.syncs}
+            yield {"drained": {"execution": self.record.execution, "regions": state}}
+            until = trio.current_time() + hold_s
+            while not released.is_set() and trio.current_time() < until:
+                with trio.move_on_at(min(until, trio.current_time() + _HEARTBEAT_S)):
+                    await released.wait()
+                yield {}
+            if released.is_set():
+                raise BusyError("the mount has ended meanwhile", hint="what was drained is in the store")
+        yield {"done": {"execution": self.record.execution}}
 
     async def unmount(
         self, *, lazy: bool, timeout_s: float | None
@@ -166,6 +263,30 @@ class Operators:
             report = await trio.to_thread.run_sync(check_still, home, regions, live)
         await trio.to_thread.run_sync(partial(check_rest, home, regions, report, is_live=True))
         return report.as_dict()
+
+    def set_log_level(self, level: Level) -> None:
+        """Log from this level on, until this process ends."""
+        logging.getLogger("agentfuse").setLevel(level.upper())
+
+    def dump(self) -> str:
+        """What every thread and every task does, for people."""
+        facts = [
+            f"pid {self.record.pid}",
+            self.record.mountpoint,
+            self.life.state,
+            f"{readings.resident_bytes()} bytes resident",
+            f"{len(os.listdir('/proc/self/fd'))} descriptors",
+            f"{self.session.handles_open} files open in the home",
+        ]
+        return f"{', '.join(facts)}\n\n{stacks()}"
+
+    def _account(self, region: str) -> Account:
+        accounts = self.keeper.ledger.accounts()
+        for account in accounts:
+            if account.name == region:
+                return account
+        names = ", ".join(account.name for account in accounts)
+        raise NotFoundError(f"there is no region {region[:80]!r}", hint=f"there are {names}")
 
     def _require_live(self) -> None:
         if self.life.state != "live":

@@ -74,6 +74,7 @@ def events(
     where = None if mountpoint is None else str(resolve_mountpoint(mountpoint))
     live = [each for each in mounts if each.alive and where in (None, each.record.mountpoint)]
     live = [each for each in live if execution in (None, each.record.execution)]
+    found: Iterator[dict[str, Any]]
     if live:
         found = ControlClient(live[0].socket).events(since=since, region=region, follow=follow)
     else:

@@ -14,7 +14,8 @@ from agentfuse.cli import options
 from agentfuse.cli.holders import Holder, holders_of
 from agentfuse.cli.output import say, terminal_reporter
 from agentfuse.config import Config
-from agentfuse.control.client import ANSWER_DEADLINE_S, ControlClient
+from agentfuse.control.asks import ANSWER_DEADLINE_S
+from agentfuse.control.client import ControlClient
 from agentfuse.control.liveness import liveness
 from agentfuse.control.mountinfo import mounts_at, resolve_mountpoint
 from agentfuse.control.registry import PublishedMount, Registry, open_registry

@@ -1,28 +1,28 @@
-"""Asks a mount's daemon over its control socket; blocking. Vendor errors of HTTP end here."""
+"""Asks a mount's daemon over its control socket: blocking, and the same for trio and asyncio."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
+from agentfuse.control import asks
+from agentfuse.control.asks import ANSWER_DEADLINE_S, BASE_URL, CONTENT_DEADLINE_S, Ask
 from agentfuse.control.registry import socket_address
-from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError, UsageError
-
-ANSWER_DEADLINE_S = 30.0  # an unmount sends something every second while it works
-
+from agentfuse.errors import BusyError
 
 CHECK_DEADLINE_S = 600.0
 """A home of a million files is walked for long."""
 
 OVERTIME_S = 15.0
 """A daemon that was given a time ends soon after it: a request to the store may be under way then."""
+
+_T = TypeVar("_T")
 
 
 class ControlClient:
@@ -35,47 +35,64 @@ class ControlClient:
         self._path = socket_path
         self._deadline_s = deadline_s
 
+    def ask(self, ask: Ask[_T]) -> _T:
+        """Ask for one JSON object."""
+        with self.opened(ask) as response:
+            return ask.understood(response.read())
+
     def status(self) -> dict[str, Any]:
         """The mount as the daemon describes it."""
-        with self._http() as http:
-            response = http.get("/v1/status")
-            _require_ok(response)
-            return dict(response.json())
+        return self.ask(Ask("GET", "/v1/status", dict[str, Any]))
+
+    def dump(self) -> str:
+        """What the daemon's threads and tasks do."""
+        with self.opened(asks.dump()) as response:
+            return response.read().decode("utf-8", "replace")
+
+    def put(self, ask: Ask[_T], content: bytes | Iterable[bytes], size: int | None) -> _T:
+        """Ask for something that a content goes along with; ``size``: its length, if that is known."""
+        with self.opened(ask, content=content, size=size, deadline_s=CONTENT_DEADLINE_S) as response:
+            return ask.understood(response.read())
+
+    @contextmanager
+    def content(self, ask: Ask[bytes]) -> Iterator[Iterator[bytes]]:
+        """A content in pieces."""
+        with self.opened(ask, deadline_s=CONTENT_DEADLINE_S) as response:
+            yield response.iter_raw()
 
     def metrics(self) -> str:
         """What the mount counts, in Prometheus' text format."""
-        with self._http() as http:
-            response = http.get("/v1/metrics")
-            _require_ok(response)
-            return response.text
+        with self.opened(asks.metrics()) as response:
+            return response.read().decode()
 
     def events(
         self, *, since: int | None = None, region: str | None = None, follow: bool = False
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any], None, None]:
         """Events numbered higher than ``since``, or all; with ``follow`` those to come, to the mount's end.
 
         An empty one says that this was all for now; it comes every few seconds while nothing else does.
         """
-        wanted = {"since": since, "region": region, "follow": int(follow)}
-        query = {name: value for name, value in wanted.items() if value is not None}
-        with self._http() as http, http.stream("GET", "/v1/events", params=query) as response:
-            _require_ok(response)
+        with self.opened(asks.events(since=since, region=region, follow=follow)) as response:
             for text in response.iter_lines():
-                yield json.loads(text) if text else {}
+                yield asks.line_of(text)
 
     def check(self) -> dict[str, Any]:
         """Whether the home is sound: ``{execution, regions, events, problems, notes}``."""
-        with self._http() as http:
-            response = http.post("/v1/check", timeout=CHECK_DEADLINE_S)
-            _require_ok(response)
-            return dict(response.json())
+        ask = asks.check()
+        with self.opened(ask, deadline_s=CHECK_DEADLINE_S) as response:
+            return ask.understood(response.read())
 
     def sync(self, *, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
         """Have everything closed so far brought into the store; yields as :meth:`unmount` does.
 
         Raises UnflushedError when that takes the daemon longer than ``timeout_s``.
         """
-        return self._follow("/v1/sync", {"timeout_s": timeout_s}, "the sync", timeout_s)
+        return self._follow(asks.sync(timeout_s), "the sync", timeout_s)
+
+    def drain(self, *, timeout_s: float | None = None, hold_s: float) -> Iterator[dict[str, Any]]:
+        """As :meth:`sync`, and from {"drained": ...} on nothing changes, until this is closed or ends."""
+        limit_s = None if timeout_s is None else timeout_s + hold_s
+        return self._follow(asks.drain(timeout_s, hold_s), "the drain", limit_s)
 
     def unmount(self, *, lazy: bool = False, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
         """End the mount; yields {"say": ...}, {"progress": ...} and at last {"done": ...}.
@@ -84,19 +101,15 @@ class ControlClient:
         its exit code); BusyError when it has not ended OVERTIME_S after that (the unmount goes on);
         UnflushedError when the daemon ends without having said that all is durable.
         """
-        body = {"lazy": lazy, "timeout_s": timeout_s}
-        return self._follow("/v1/unmount", body, "the unmount", timeout_s)
+        return self._follow(asks.unmount(lazy=lazy, timeout_s=timeout_s), "the unmount", timeout_s)
 
     def _follow(
-        self, path: str, body: Mapping[str, object], what: str, timeout_s: float | None
+        self, ask: Ask[dict[str, Any]], what: str, timeout_s: float | None
     ) -> Iterator[dict[str, Any]]:
         deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s + OVERTIME_S
-        with self._http() as http, http.stream("POST", path, json=body) as response:
-            _require_ok(response)
+        with self.opened(ask) as response:
             for text in response.iter_lines():
-                line = json.loads(text) if text else {}
-                if "error" in line:
-                    raise _reported(line["error"])
+                line = asks.line_of(text)
                 if line:
                     yield line
                 if "done" in line:
@@ -106,59 +119,95 @@ class ControlClient:
                         f"{what} did not end within {timeout_s:g} s",
                         hint="it goes on; ask again, or look with agentfuse ps",
                     )
-        raise _ended_early()
+        raise asks.ended_early()
 
     @contextmanager
-    def _http(self) -> Iterator[httpx.Client]:
+    def opened(
+        self,
+        ask: Ask[Any],
+        *,
+        content: bytes | Iterable[bytes] | None = None,
+        size: int | None = None,
+        deadline_s: float = 0.0,
+    ) -> Iterator[httpx.Response]:
+        """The answer, once it has begun and is no refusal."""
         with (
             socket_address(self._path) as address,
             httpx.Client(
                 transport=httpx.HTTPTransport(uds=address),
-                base_url="http://agentfuse",
-                timeout=self._deadline_s,
+                base_url=BASE_URL,
+                timeout=max(self._deadline_s, deadline_s),
             ) as http,
-            _map_httpx(self._path),
+            asks.map_httpx(self._path),
+            http.stream(
+                ask.method,
+                ask.url,
+                content=ask.content() if content is None else content,
+                headers=_length(size),
+            ) as response,
         ):
-            yield http
+            if not response.is_success:
+                raise asks.refusal(response.status_code, response.read())
+            yield response
 
 
-@contextmanager
-def _map_httpx(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except httpx.ConnectError as error:
-        raise NotFoundError(
-            f"no daemon answers at {path}",
-            hint="it has ended; agentfuse umount MOUNTPOINT cleans up after it",
-        ) from error
-    except httpx.TimeoutException as error:
-        raise BusyError(
-            f"the daemon at {path} does not answer",
-            hint="it may be stopped or hang: see its log, and agentfuse ps for its pid",
-        ) from error
-    except (httpx.HTTPError, ValueError, KeyError) as error:
-        raise _ended_early() from error
+class AsyncControlClient:
+    """As ControlClient, to be awaited under trio or asyncio."""
+
+    def __init__(self, socket_path: Path, *, deadline_s: float = ANSWER_DEADLINE_S) -> None:
+        self._path = socket_path
+        self._deadline_s = deadline_s
+
+    async def ask(self, ask: Ask[_T]) -> _T:
+        """Ask for one JSON object."""
+        async with self.opened(ask) as response:
+            return ask.understood(await response.aread())
+
+    async def put(self, ask: Ask[_T], content: bytes | AsyncIterable[bytes], size: int | None) -> _T:
+        """As ``ControlClient.put``."""
+        async with self.opened(ask, content=content, size=size, deadline_s=CONTENT_DEADLINE_S) as response:
+            return ask.understood(await response.aread())
+
+    @asynccontextmanager
+    async def content(self, ask: Ask[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """As ``ControlClient.content``."""
+        async with self.opened(ask, deadline_s=CONTENT_DEADLINE_S) as response:
+            yield response.aiter_raw()
+
+    async def lines(self, ask: Ask[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
+        """An answer line by line, empty ones for heartbeats."""
+        async with self.opened(ask) as response:
+            async for text in response.aiter_lines():
+                yield asks.line_of(text)
+
+    @asynccontextmanager
+    async def opened(
+        self,
+        ask: Ask[Any],
+        *,
+        content: bytes | AsyncIterable[bytes] | None = None,
+        size: int | None = None,
+        deadline_s: float = 0.0,
+    ) -> AsyncIterator[httpx.Response]:
+        """As ``ControlClient.opened``."""
+        with socket_address(self._path) as address, asks.map_httpx(self._path):
+            async with (
+                httpx.AsyncClient(
+                    transport=httpx.AsyncHTTPTransport(uds=address),
+                    base_url=BASE_URL,
+                    timeout=max(self._deadline_s, deadline_s),
+                ) as http,
+                http.stream(
+                    ask.method,
+                    ask.url,
+                    content=ask.content() if content is None else content,
+                    headers=_length(size),
+                ) as response,
+            ):
+                if not response.is_success:
+                    raise asks.refusal(response.status_code, await response.aread())
+                yield response
 
 
-def _require_ok(response: httpx.Response) -> None:
-    if response.status_code != httpx.codes.OK:
-        answer = json.loads(response.read())
-        kind: dict[int, type[AgentfuseError]] = {
-            httpx.codes.NOT_FOUND: NotFoundError,
-            httpx.codes.BAD_REQUEST: UsageError,
-        }
-        raise kind.get(response.status_code, AgentfuseError)(answer["message"], hint=answer["hint"])
-
-
-def _ended_early() -> UnflushedError:
-    return UnflushedError(
-        "the daemon ended without a full answer",
-        hint="what was written is safe on this host: the next agentfuse mount of this agent finishes it",
-    )
-
-
-def _reported(error: dict[str, Any]) -> AgentfuseError:
-    """The daemon's own error, with its own exit code."""
-    reported = AgentfuseError(str(error["message"]), hint=str(error["hint"]))
-    reported.exit_code = int(error["exit_code"])  # type: ignore[misc]
-    return reported
+def _length(size: int | None) -> dict[str, str]:
+    return {} if size is None else {"Content-Length": str(size)}

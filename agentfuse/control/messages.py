@@ -1,14 +1,24 @@
-"""The bodies of requests and answers of the control API. Paths are text; bytes that are no UTF-8 in them
-are lone surrogates, as ``os.fsdecode`` makes them.
+"""The bodies of requests and answers of the control API: for the server, its OpenAPI document, its clients.
+
+Paths are text; bytes in them that are no UTF-8 are lone surrogates, as ``os.fsdecode`` makes them. Sizes are
+in bytes, ``*_at`` in seconds since the epoch. A client ignores fields that it does not know.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from agentfuse.regions import Creator
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
+OnCollision = Literal["replace", "refuse", "number"]
+"""When a name is taken: what has it is replaced, or the new file is refused, or gets ``name (1).ext``."""
+Level = Literal["debug", "info", "warning", "error"]
+
+# What is asked -----------------------------------------------------------------------------------------
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
@@ -22,7 +32,7 @@ class AnyQuery(msgspec.Struct):
 class EventsQuery(msgspec.Struct, forbid_unknown_fields=True):
     """Which events are wanted: numbered higher than ``since``, of one region, and those to come."""
 
-    since: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    since: _Count | None = None
     region: str | None = None
     follow: bool = False
 
@@ -33,8 +43,242 @@ class SyncRequest(msgspec.Struct, forbid_unknown_fields=True):
     timeout_s: _Seconds | None = None
 
 
+class DrainRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """``timeout_s``: how long the sync may take; ``hold_s``: how long nothing may change after it."""
+
+    timeout_s: _Seconds | None = None
+    hold_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 60.0
+
+
 class UnmountRequest(msgspec.Struct, forbid_unknown_fields=True):
     """``lazy``: do not wait for who holds files open. ``timeout_s``: how long the store is tried."""
 
     lazy: bool = False
     timeout_s: _Seconds | None = None
+
+
+class QuotaChange(msgspec.Struct, forbid_unknown_fields=True):
+    """New quotas of a region; what is left out stays."""
+
+    bytes_quota: _Count | None = None
+    files_quota: _Count | None = None
+
+
+class LogLevel(msgspec.Struct, forbid_unknown_fields=True):
+    """From which level on the daemon logs."""
+
+    level: Level
+
+
+class ListQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """``cursor``: where the listing before ended; ``recursive``: what is in its directories as well."""
+
+    recursive: bool = False
+    limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
+    cursor: str | None = None
+
+
+class PutQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """Whose the file is, and what becomes of one that has its name."""
+
+    creator: Creator = msgspec.field(default=Creator.USER, name="as")
+    on_collision: OnCollision = "replace"
+
+
+class DeleteQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """``recursive``: a directory goes with all that is in it."""
+
+    creator: Creator = msgspec.field(default=Creator.USER, name="as")
+    recursive: bool = False
+
+
+class MoveRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """From and to where, like ``uploads/a.csv``: the region, then the path in it."""
+
+    source: str = msgspec.field(name="from")
+    target: str = msgspec.field(name="to")
+    creator: Creator = msgspec.field(default=Creator.USER, name="as")
+    on_collision: OnCollision = "refuse"
+
+
+# What is answered --------------------------------------------------------------------------------------
+
+
+class Error(msgspec.Struct):
+    """What went wrong, and what to do about it. ``code`` is for programs."""
+
+    code: str
+    message: str
+    hint: str
+
+
+class Failure(msgspec.Struct):
+    """As Error, in the last line of what takes time; ``exit_code``: what a command would exit with."""
+
+    message: str
+    hint: str
+    exit_code: int
+
+
+class RegionUse(msgspec.Struct):
+    """What a region may hold and holds; ``refusals``: how often its quota said no."""
+
+    bytes_used: int
+    bytes_quota: int
+    files_used: int
+    files_quota: int
+    refusals: int
+
+
+class RegionInfo(RegionUse):
+    """A region; see the configuration for what its settings mean."""
+
+    name: str
+    scope: str
+    sync: str
+    notify: bool
+    creator: Creator
+
+
+class Regions(msgspec.Struct):
+    """All regions of a home."""
+
+    regions: list[RegionInfo]
+
+
+class RegionSyncStatus(msgspec.Struct):
+    """What of a region no snapshot has yet, and why."""
+
+    state: str
+    dirty_files: int
+    dirty_bytes: int
+    oldest_unsynced_s: float | None
+    snapshot: int | None
+    synced_at: float | None
+    error: str | None
+    failures: int
+    conflicts: list[dict[str, str]]
+
+
+class Checkpoint(msgspec.Struct):
+    """The regions whose commit has begun, as they are now."""
+
+    regions: dict[str, RegionSyncStatus]
+
+
+class EventsStatus(msgspec.Struct):
+    """The newest event's number, how many are not in the log yet, and who listens."""
+
+    newest: int
+    waiting: int
+    followers: int
+
+
+class Status(msgspec.Struct):
+    """A mount as its daemon describes it."""
+
+    mountpoint: str
+    agent: str
+    execution: str
+    pid: int
+    state: str
+    state_dir: str
+    store: str
+    owner: list[int]
+    started_at: float
+    rss_bytes: int
+    regions: dict[str, RegionUse]
+    sync: dict[str, RegionSyncStatus]
+    hydration: dict[str, Any]
+    events: EventsStatus
+    fuse: dict[str, Any]
+
+
+class HomeReport(msgspec.Struct):
+    """What was found in a home; ``events``: the newest's number."""
+
+    execution: str
+    regions: dict[str, dict[str, int]]
+    events: int
+    problems: list[str]
+    notes: list[str]
+
+
+class FileInfo(msgspec.Struct):
+    """One name in a region. ``is_absent``: its content is still in the store, and comes when it is read."""
+
+    id: str
+    region: str
+    path: str
+    type: Literal["file", "dir", "symlink", "fifo", "socket", "device"]
+    size: int
+    mode: str
+    mime: str | None
+    created_by: Creator
+    created_at: float | None
+    modified_at: float
+    is_absent: bool
+
+
+class Listing(msgspec.Struct):
+    """Some of what a directory holds, by names in the order of their bytes, what is in one after it itself.
+
+    ``cursor`` is null when that was all.
+    """
+
+    entries: list[FileInfo]
+    cursor: str | None
+
+
+class Placed(msgspec.Struct):
+    """Where a file is now: the path may have got a number."""
+
+    region: str
+    path: str
+
+
+class Put(Placed):
+    """A file that was put; it is on the local disk."""
+
+    size: int
+
+
+class Deleted(Placed):
+    """What is gone."""
+
+
+class Event(msgspec.Struct):
+    """What happened to one file; see docs/events.md."""
+
+    seq: int
+    time: float
+    kind: Literal["arrived", "modified", "moved", "deleted"]
+    mask: list[str]
+    region: str
+    path: str
+    old_path: str | None
+    size: int
+    mime: str | None
+    sha256: str | None
+    created_by: Creator
+    execution: str
+    agent: str
+
+
+class Line(msgspec.Struct, omit_defaults=True):
+    """A line of what takes time: something to say, progress, and at last ``done`` or ``error``."""
+
+    say: str | None = None
+    progress: dict[str, Any] | None = None
+    drained: dict[str, Any] | None = None
+    done: dict[str, Any] | None = None
+    error: Failure | None = None
+
+
+class OpenApi(msgspec.Struct):
+    """An OpenAPI 3.1 document."""
+
+    openapi: str
+    info: dict[str, Any]
+    paths: dict[str, Any]
+    components: dict[str, Any]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import struct
@@ -15,12 +16,14 @@ from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 
+import msgspec
 import trio
 
 from agentfuse.control import routes
+from agentfuse.control.contract import Lines, MountControl
 from agentfuse.control.feeds import Feed, error_line
 from agentfuse.control.registry import socket_address
-from agentfuse.control.routes import MountControl
+from agentfuse.control.route import Answer, Reply, Streamed
 from agentfuse.control.transport import CLIENT_LEFT, Exchange, RequestError, refused
 from agentfuse.errors import AgentfuseError
 
@@ -113,28 +116,42 @@ class _Server:
             except Exception:
                 log.exception("unexpected error in the control server")
 
-    async def _reply(self, exchange: Exchange) -> routes.Reply:
+    async def _reply(self, exchange: Exchange) -> Reply:
         """Read the request and do what it asks."""
         if len(self._reading) >= MAX_CONNECTIONS:
             raise RequestError(503, "too many connections", code="busy")
-        call = None
-        with trio.CancelScope(deadline=trio.current_time() + REQUEST_DEADLINE_S) as scope:
+        route = call = None
+        with self._interruptible(trio.current_time() + REQUEST_DEADLINE_S):
+            request = await exchange.read_head()
+            route, headers = routes.find(request.method, request.target), dict(request.headers)
+            with _answering():
+                if route.takes_content:
+                    call = route.call(request.target, headers, b"", exchange.content())
+                else:
+                    call = route.call(request.target, headers, await exchange.read_body())
+        if route is None or call is None:
+            raise RequestError(408, f"no complete request within {REQUEST_DEADLINE_S:g} s", code="timeout")
+        if not route.takes_content:
+            with _answering():
+                return await route.handler(self._control, call)
+        with self._interruptible(), _answering():
+            return await route.handler(self._control, call)
+        raise RequestError(503, "the mount is ending", code="busy", hint="mount it again")
+
+    @contextlib.contextmanager
+    def _interruptible(self, deadline: float = math.inf) -> Iterator[None]:
+        """What a client has not finished to ask ends when the server does."""
+        with trio.CancelScope(deadline=deadline) as scope:
             self._reading.add(scope)
             try:
-                request = await exchange.read_head()
-                route = routes.find(request.method, request.target)
-                call = route.call(request.target, await exchange.read_body(), dict(request.headers))
+                yield
             finally:
                 self._reading.discard(scope)
-        if call is None:
-            raise RequestError(408, f"no complete request within {REQUEST_DEADLINE_S:g} s", code="timeout")
-        with _answering():
-            return await route.handler(self._control, call)
 
-    async def _send(self, exchange: Exchange, reply: routes.Reply) -> None:
-        if isinstance(reply, routes.Answer):
-            await exchange.send_json(200, reply.value)
-        elif isinstance(reply, routes.Streamed):
+    async def _send(self, exchange: Exchange, reply: Reply) -> None:
+        if isinstance(reply, Answer):
+            await exchange.send_json(reply.status, msgspec.to_builtins(reply.value))
+        elif isinstance(reply, Streamed):
             await _send_stream(exchange, reply)
         else:
             feed = Feed()
@@ -143,11 +160,11 @@ class _Server:
                 await _send_feed(exchange, feed)
 
 
-async def _send_stream(exchange: Exchange, reply: routes.Streamed) -> None:
+async def _send_stream(exchange: Exchange, reply: Streamed) -> None:
     async with aclosing(reply.chunks) as chunks:
         with _answering():
             first = await anext(chunks, b"")
-        await exchange.begin(200, reply.content_type)
+        await exchange.begin(reply.status, reply.content_type, reply.headers)
         await exchange.send(first)
         try:
             async for chunk in chunks:
@@ -169,7 +186,7 @@ async def _send_feed(exchange: Exchange, feed: Feed) -> None:
         await exchange.end()
 
 
-async def _watch(feed: Feed, lines: routes.Lines) -> None:
+async def _watch(feed: Feed, lines: Lines) -> None:
     """Follow an unmount or a sync to its end, whether or not its client still listens."""
     try:
         async with aclosing(lines):

@@ -6,7 +6,7 @@ of CLIENT_LEFT.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from http import HTTPStatus
 
 import h11
@@ -18,9 +18,11 @@ from agentfuse.errors import AgentfuseError
 MAX_HEADER_BYTES = 16 * 1024
 MAX_BODY_BYTES = 64 * 1024
 SEND_DEADLINE_S = 30.0
+STALL_DEADLINE_S = 30.0
+"""A content that comes in may take as long as it likes, but never so long for its next bytes."""
 CLIENT_LEFT = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 
-_RECEIVE_BYTES = 16 * 1024
+_RECEIVE_BYTES = 64 * 1024
 
 Header = tuple[str, str]
 
@@ -45,7 +47,7 @@ class RequestError(Exception):
 
 def refused(error: AgentfuseError) -> RequestError:
     """The answer that an error of ours is."""
-    return RequestError(error.http_status, error.message, code="error", hint=error.hint)
+    return RequestError(error.http_status, error.message, code=error.code(), hint=error.hint)
 
 
 class Exchange:
@@ -71,6 +73,20 @@ class Exchange:
                 raise RequestError(413, f"a body has at most {MAX_BODY_BYTES} bytes", code="too_large")
         return body
 
+    async def content(self) -> AsyncIterator[bytes]:
+        """The body as it comes; a client that waits to be told to send it is told when this begins."""
+        if self._http.they_are_waiting_for_100_continue:
+            await self._send(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
+        while True:
+            data = None
+            with trio.move_on_after(STALL_DEADLINE_S) as waiting:
+                data = await self.read_some()
+            if waiting.cancelled_caught:
+                raise RequestError(408, f"nothing came for {STALL_DEADLINE_S:g} s", code="timeout")
+            if data is None:
+                return
+            yield data
+
     async def read_some(self) -> bytes | None:
         """Some of the body, None at its end."""
         event = await self._next_event()
@@ -80,10 +96,8 @@ class Exchange:
             return None
         raise trio.BrokenResourceError  # the client closed the connection within its request
 
-    async def send_json(
-        self, status: int, body: dict[str, object] | dict[str, str], headers: Iterable[Header] = ()
-    ) -> None:
-        """Answer with one object."""
+    async def send_json(self, status: int, body: object, headers: Iterable[Header] = ()) -> None:
+        """Answer with one object, of JSON values."""
         if self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             raise trio.BrokenResourceError  # HTTP was broken beyond answering
         data = encode(body) + b"\n"

@@ -107,8 +107,14 @@ class Files:
         with _told(region, path), Cursor(self._tree, only_looks=True) as cursor:
             return self._facts(cursor, region, path, where)
 
-    def list(self, region: str, path: bytes) -> Iterator[FileFacts]:
+    def require(self, region: str, path: bytes) -> None:
+        """Raise as :meth:`stat` does unless there is such a region, and the path can name something in it."""
+        self._place(region, path)
+
+    def list(self, region: str, path: bytes, *, after: bytes = b"") -> Iterator[FileFacts]:
         """The facts of what a directory holds, in order of name; what vanishes meanwhile is left out.
+
+        ``after``: only names that come behind this one.
 
         Raises as :meth:`stat` does, ``UsageError`` also for what is no directory; before the first of them.
         """
@@ -116,7 +122,7 @@ class Files:
         if self.stat(region, path).type != "dir":
             raise UsageError(f"{_shown(region, path)} is not a directory", hint="ask for its facts instead")
         with _told(region, path), Cursor(self._tree, only_looks=True) as cursor:
-            names = sorted(map(os.fsencode, os.listdir(cursor.enter(where))))
+            names = sorted(name for name in map(os.fsencode, os.listdir(cursor.enter(where))) if name > after)
             for name in names:
                 is_root = not where and name in self._roots
                 owner, below = (self._roots[name], b"") if is_root else (region, join(path, name))

@@ -65,7 +65,10 @@ class Account:
         self.refusals += 1
         if self.on_refusal is not None:
             self.on_refusal(self, what)
-        return QuotaExceededError(f"{self.name}: the quota has no room for {what}")
+        return QuotaExceededError(
+            f"{self.name}: the quota has no room for {what}",
+            hint=f"remove what is not needed, or raise it: agentfuse quota MOUNTPOINT {self.name} --help",
+        )
 
     def require(self, bytes_more: int, files_more: int) -> None:
         """Raise ``QuotaExceededError`` unless that much more fits. What shrinks is never refused."""

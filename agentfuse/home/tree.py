@@ -43,6 +43,8 @@ class HomeRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     ended_at: float | None = None
     mountpoint: str | None = None
+    quotas: dict[str, tuple[int, int]] = {}
+    """Bytes and files that regions of this execution may hold, where an operator has changed that."""
 
 
 class Home:

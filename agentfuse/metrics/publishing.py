@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from agentfuse.control.routes import METRICS_TYPE
+from agentfuse.control.mount_routes import METRICS_TYPE
 from agentfuse.control.transport import CLIENT_LEFT, Exchange, RequestError
 from agentfuse.values import Address
 

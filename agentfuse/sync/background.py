@@ -126,16 +126,21 @@ class RegionSync:
         self._stopping = True
         self._wake_up()
 
+    def hurry(self) -> int:
+        """Begin to commit everything changed so far, which is the version returned."""
+        wanted = self._changes.version
+        self._wanted_version = max(self._wanted_version, wanted)
+        self._retry_at = -math.inf
+        self._wake_up()
+        return wanted
+
     async def barrier(self, *, deadline: float) -> CommitReport | None:
         """Return when everything changed before the call is in a snapshot: the commit that it took, if any.
 
         ``deadline`` is by trio's clock. Raises ``UnflushedError`` that says why when it passes before.
         """
-        wanted = self._changes.version
         before = self._committed_version
-        self._wanted_version = max(self._wanted_version, wanted)
-        self._retry_at = -math.inf
-        self._wake_up()
+        wanted = self.hurry()
         with trio.move_on_at(deadline):
             while self._committed_version < wanted and not self._stopping:
                 moved = self._moved

@@ -7,6 +7,7 @@ home needs no mount.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class HomeKeeper:
         self.synced: SyncedRegions
         self.absent = Absent()
         self.traffic = Traffic()
+        self._writing = threading.Lock()
 
     def open(self) -> None:
         """Bring the home to where it can be mounted: laid out, restored, its use counted."""
@@ -72,8 +74,17 @@ class HomeKeeper:
         self.home.lay_out_platform()
         take_stock(self.home.tree, self.ledger)
         for account in self.ledger.accounts():
+            if account.name in record.quotas:
+                account.bytes_quota, account.files_quota = record.quotas[account.name]
+        for account in self.ledger.accounts():
             if account.bytes_used > account.bytes_quota:
                 self._reporter.say(f"{account.name}/ holds more than its quota: it can only shrink")
+
+    def remember_quota(self, region: str, bytes_quota: int, files_quota: int) -> None:
+        """From now on this execution's region has these quotas, in later mounts, too. Changes no account."""
+        with self._writing:
+            quotas = {**self._record.quotas, region: (bytes_quota, files_quota)}
+            self.home.write_record(msgspec.structs.replace(self._record, quotas=quotas))
 
     def flush(self, reporter: Reporter) -> None:
         """Commit every region that is kept in the store; the home is complete on disk whatever happens.
@@ -167,4 +178,5 @@ class HomeKeeper:
                     yield home
 
     def _write(self, **changes: object) -> None:
-        self.home.write_record(msgspec.structs.replace(self._record, **changes))
+        with self._writing:
+            self.home.write_record(msgspec.structs.replace(self._record, **changes))

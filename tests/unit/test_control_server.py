@@ -20,7 +20,7 @@ from agentfuse.control import client as client_module
 from agentfuse.control import server as control_server
 from agentfuse.control.client import ControlClient
 from agentfuse.control.feeds import Feed
-from agentfuse.control.routes import DEFAULT_SYNC_S
+from agentfuse.control.mount_routes import DEFAULT_SYNC_S
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError
 
 

@@ -1,0 +1,427 @@
+"""agentfuse for Python programs: a mounted home, from outside of it.
+
+    from agentfuse.client import Home
+
+    home = Home("/home/agent")
+    home.put(b"a,b", "uploads/a.csv")
+    for event in home.events(follow=True):
+        print(event.kind, event.region, event.path)
+
+``AsyncHome`` is the same, awaited, under trio or asyncio. Paths begin with a region: ``uploads/a.csv``; the
+region of what is loose in the home is ``home``. Bytes of a path that are no UTF-8 are lone surrogates, as
+``os.fsdecode`` makes them. Both talk to the mount's daemon on this host, as root or as the daemon's user;
+every error is an ``agentfuse.errors.AgentfuseError``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterator
+from contextlib import aclosing, closing
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from agentfuse.control import asks
+from agentfuse.control.client import AsyncControlClient, ControlClient
+from agentfuse.control.messages import (
+    Checkpoint,
+    Event,
+    FileInfo,
+    Level,
+    Listing,
+    OnCollision,
+    Placed,
+    Put,
+    RegionInfo,
+    RegionUse,
+    Status,
+)
+from agentfuse.control.registry import PublishedMount, open_registry
+from agentfuse.errors import BusyError, NotFoundError, UsageError
+from agentfuse.regions import Creator
+
+__all__ = [
+    "AsyncHome",
+    "Checkpoint",
+    "Creator",
+    "Event",
+    "FileInfo",
+    "Home",
+    "OnCollision",
+    "Placed",
+    "Put",
+    "RegionInfo",
+    "RegionUse",
+    "Status",
+]
+
+RESUME_S = 30.0
+_POLL_S = 0.1
+_PIECE = 256 * 1024
+
+Source = bytes | str | os.PathLike[str] | BinaryIO
+"""What is put: bytes, the path of a file, or a file that is open for reading bytes."""
+
+
+class _Found:
+    """Where the daemon of a mountpoint is."""
+
+    def __init__(self, mountpoint: str | os.PathLike[str]) -> None:
+        self.mountpoint = os.fspath(mountpoint)
+
+    def socket(self) -> Path:
+        """The control socket. Raises ``NotFoundError`` where nothing is mounted."""
+        return self.entry().socket
+
+    def entry(self) -> PublishedMount:
+        return open_registry(os.environ).find_live(self.mountpoint)
+
+    def is_back(self, execution: str) -> bool:
+        """Whether the execution is mounted here now."""
+        try:
+            return self.entry().record.execution == execution
+        except NotFoundError:
+            return False
+
+
+class Home:
+    """A mounted home. Holds no connection: each call finds the daemon that serves the mountpoint then."""
+
+    def __init__(self, mountpoint: str | os.PathLike[str]) -> None:
+        self._found = _Found(mountpoint)
+
+    @property
+    def _client(self) -> ControlClient:
+        return ControlClient(self._found.socket())
+
+    def status(self) -> Status:
+        """What the daemon knows of itself."""
+        return self._client.ask(asks.status())
+
+    def regions(self) -> list[RegionInfo]:
+        """The regions, their settings and what they hold."""
+        return self._client.ask(asks.regions()).regions
+
+    def set_quota(
+        self, region: str, *, bytes_quota: int | None = None, files_quota: int | None = None
+    ) -> RegionInfo:
+        """Change a region's quotas, for this execution."""
+        return self._client.ask(asks.set_quota(region, bytes_quota=bytes_quota, files_quota=files_quota))
+
+    def set_log_level(self, level: Level) -> None:
+        """Have the daemon log from this level on."""
+        self._client.ask(asks.set_log_level(level))
+
+    def checkpoint(self) -> Checkpoint:
+        """Begin to commit what is changed, and wait for nothing."""
+        return self._client.ask(asks.checkpoint())
+
+    def sync(self, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """Return when everything closed so far is in a snapshot, with each region's account.
+
+        Raises ``UnflushedError`` when that takes longer than ``timeout_s`` (60 s).
+        """
+        done: dict[str, Any] = {}
+        for line in self._client.sync(timeout_s=timeout_s):
+            done = line.get("done", done)
+        return done
+
+    def events(
+        self,
+        *,
+        since: int | None = None,
+        follow: bool = False,
+        region: str | None = None,
+        resume_s: float = RESUME_S,
+    ) -> Generator[Event, None, None]:
+        """Events numbered higher than ``since``, or all that are kept; with ``follow`` those to come.
+
+        When the daemon ends and the same execution is mounted again within ``resume_s``, it goes on where
+        it was, whether it had ended well or not: each event comes once. Otherwise the iteration ends with
+        the mount, or raises ``NotFoundError`` or ``UnflushedError`` if the daemon was killed.
+        """
+        execution = self._found.entry().record.execution
+        while True:
+            problem: Exception | None = None
+            try:
+                with closing(self._client.events(since=since, region=region, follow=follow)) as lines:
+                    for line in lines:
+                        if line:
+                            yield msgspec.convert(line, Event)
+                            since = line["seq"]
+            except (asks.NoDaemonError, asks.CutOffError) as error:
+                problem = error
+            deadline = time.monotonic() + resume_s
+            while follow and not self._found.is_back(execution):
+                if time.monotonic() > deadline:
+                    follow = False
+                else:
+                    time.sleep(_POLL_S)
+            if not follow:
+                if problem is not None:
+                    raise problem
+                return
+
+    def put(
+        self,
+        source: Source,
+        target: str,
+        *,
+        creator: Creator | str = Creator.USER,
+        on_collision: OnCollision = "replace",
+    ) -> Put:
+        """Make a file in a region: whole, under its name, or not at all; and say where it is.
+
+        A ``target`` that ends in a slash takes the name of the source. The directories on the way are made.
+        Raises ``QuotaExceededError``, ``ExistsError`` (with ``refuse``), ``BusyError`` when the source
+        changes meanwhile, ``NotFoundError`` when it is not there.
+        """
+        ask = _put(source, target, creator, on_collision)
+        if isinstance(source, bytes):
+            return self._client.put(ask, source, len(source))
+        if isinstance(source, str | os.PathLike):
+            with _opened(source) as file:
+                return self._client.put(ask, _pieces(file), _size_of(file))
+        return self._client.put(ask, _pieces(source), _size_of(source))
+
+    def get(self, path: str) -> bytes:
+        """The content of a file."""
+        with self._client.content(asks.get(path)) as pieces:
+            return b"".join(pieces)
+
+    def get_into(self, path: str, file: BinaryIO) -> int:
+        """Write the content of a file into an open one; how many bytes that are.
+
+        Raises ``UnflushedError`` when it was cut off, having become shorter meanwhile.
+        """
+        size = 0
+        with self._client.content(asks.get(path)) as pieces:
+            for piece in pieces:
+                file.write(piece)
+                size += len(piece)
+        return size
+
+    def list(self, path: str, *, recursive: bool = False) -> Iterator[FileInfo]:
+        """What a region, or a directory in it, holds, in order of names."""
+        cursor: str | None = None
+        while True:
+            page: Listing = self._client.ask(asks.page(path, recursive=recursive, cursor=cursor))
+            yield from page.entries
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    def stat(self, path: str) -> FileInfo:
+        """The facts of one name, a symlink's own."""
+        return self._client.ask(asks.stat(path))
+
+    def delete(self, path: str, *, recursive: bool = False, creator: Creator | str = Creator.USER) -> None:
+        """Remove a file, or a directory, which is empty unless ``recursive``."""
+        self._client.ask(asks.delete(path, creator=str(creator), recursive=recursive))
+
+    def move(
+        self,
+        source: str,
+        target: str,
+        *,
+        creator: Creator | str = Creator.USER,
+        on_collision: OnCollision = "refuse",
+    ) -> Placed:
+        """Give a file or directory another name, in another region if need be, in one step."""
+        return self._client.ask(asks.move(source, target, creator=str(creator), on_collision=on_collision))
+
+
+class AsyncHome:
+    """As ``Home``, awaited, under trio or asyncio."""
+
+    def __init__(self, mountpoint: str | os.PathLike[str]) -> None:
+        self._found = _Found(mountpoint)
+
+    @property
+    def _client(self) -> AsyncControlClient:
+        return AsyncControlClient(self._found.socket())
+
+    async def status(self) -> Status:
+        """See ``Home.status``."""
+        return await self._client.ask(asks.status())
+
+    async def regions(self) -> list[RegionInfo]:
+        """See ``Home.regions``."""
+        return (await self._client.ask(asks.regions())).regions
+
+    async def set_quota(
+        self, region: str, *, bytes_quota: int | None = None, files_quota: int | None = None
+    ) -> RegionInfo:
+        """See ``Home.set_quota``."""
+        return await self._client.ask(
+            asks.set_quota(region, bytes_quota=bytes_quota, files_quota=files_quota)
+        )
+
+    async def set_log_level(self, level: Level) -> None:
+        """See ``Home.set_log_level``."""
+        await self._client.ask(asks.set_log_level(level))
+
+    async def checkpoint(self) -> Checkpoint:
+        """See ``Home.checkpoint``."""
+        return await self._client.ask(asks.checkpoint())
+
+    async def sync(self, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """See ``Home.sync``."""
+        async with aclosing(self._client.lines(asks.sync(timeout_s))) as lines:
+            async for line in lines:
+                if "done" in line:
+                    return dict(line["done"])
+        raise asks.ended_early()
+
+    async def events(
+        self,
+        *,
+        since: int | None = None,
+        follow: bool = False,
+        region: str | None = None,
+        resume_s: float = RESUME_S,
+    ) -> AsyncGenerator[Event, None]:
+        """See ``Home.events``. To stop early, leave the iteration within ``contextlib.aclosing``."""
+        execution = self._found.entry().record.execution
+        while True:
+            problem: Exception | None = None
+            try:
+                ask = asks.events(since=since, region=region, follow=follow)
+                async with aclosing(self._client.lines(ask)) as lines:
+                    async for line in lines:
+                        if line:
+                            yield msgspec.convert(line, Event)
+                            since = line["seq"]
+            except (asks.NoDaemonError, asks.CutOffError) as error:
+                problem = error
+            deadline = time.monotonic() + resume_s
+            while follow and not self._found.is_back(execution):
+                if time.monotonic() > deadline:
+                    follow = False
+                else:
+                    await anyio.sleep(_POLL_S)
+            if not follow:
+                if problem is not None:
+                    raise problem
+                return
+
+    async def put(
+        self,
+        source: Source | AsyncIterable[bytes],
+        target: str,
+        *,
+        creator: Creator | str = Creator.USER,
+        on_collision: OnCollision = "replace",
+    ) -> Put:
+        """See ``Home.put``. ``source`` may also be asynchronous pieces."""
+        ask = _put(source, target, creator, on_collision)
+        if isinstance(source, bytes):
+            return await self._client.put(ask, source, len(source))
+        if isinstance(source, AsyncIterable):
+            return await self._client.put(ask, source, None)
+        if isinstance(source, str | os.PathLike):
+            with _opened(source) as file:
+                return await self._client.put(ask, _in_threads(_pieces(file)), _size_of(file))
+        return await self._client.put(ask, _in_threads(_pieces(source)), _size_of(source))
+
+    async def get(self, path: str) -> bytes:
+        """See ``Home.get``."""
+        async with self._client.content(asks.get(path)) as pieces:
+            return b"".join([piece async for piece in pieces])
+
+    async def get_into(self, path: str, file: BinaryIO) -> int:
+        """See ``Home.get_into``."""
+        size = 0
+        async with self._client.content(asks.get(path)) as pieces:
+            async for piece in pieces:
+                await anyio.to_thread.run_sync(file.write, piece)
+                size += len(piece)
+        return size
+
+    async def list(self, path: str, *, recursive: bool = False) -> AsyncGenerator[FileInfo, None]:
+        """See ``Home.list``."""
+        cursor: str | None = None
+        while True:
+            page: Listing = await self._client.ask(asks.page(path, recursive=recursive, cursor=cursor))
+            for entry in page.entries:
+                yield entry
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+    async def stat(self, path: str) -> FileInfo:
+        """See ``Home.stat``."""
+        return await self._client.ask(asks.stat(path))
+
+    async def delete(
+        self, path: str, *, recursive: bool = False, creator: Creator | str = Creator.USER
+    ) -> None:
+        """See ``Home.delete``."""
+        await self._client.ask(asks.delete(path, creator=str(creator), recursive=recursive))
+
+    async def move(
+        self,
+        source: str,
+        target: str,
+        *,
+        creator: Creator | str = Creator.USER,
+        on_collision: OnCollision = "refuse",
+    ) -> Placed:
+        """See ``Home.move``."""
+        return await self._client.ask(
+            asks.move(source, target, creator=str(creator), on_collision=on_collision)
+        )
+
+
+def _put(source: object, target: str, creator: Creator | str, on_collision: OnCollision) -> asks.Ask[Put]:
+    if target.endswith("/"):
+        if not isinstance(source, str | os.PathLike):
+            raise UsageError(f"{target!a} is a directory", hint="end it with the file's name")
+        target += os.path.basename(os.fspath(source))
+    return asks.put(target, creator=str(creator), on_collision=on_collision)
+
+
+def _opened(source: str | os.PathLike[str]) -> BinaryIO:
+    try:
+        return open(source, "rb")
+    except OSError as error:
+        kind = NotFoundError if isinstance(error, FileNotFoundError) else UsageError
+        raise kind(
+            f"{os.fspath(source)!a} cannot be read: {error.strerror}", hint="name a file that is there"
+        ) from error
+
+
+def _size_of(file: BinaryIO) -> int | None:
+    """What is left of a file that has an end; None of a pipe."""
+    try:
+        here = file.tell()
+        end = file.seek(0, io.SEEK_END)
+        file.seek(here)
+    except (OSError, AttributeError):
+        return None
+    return max(0, end - here)
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    """What is in a file now, no more. Raises ``BusyError`` if it becomes shorter."""
+    left = _size_of(file)
+    while left is None or left > 0:
+        piece = file.read(_PIECE if left is None else min(_PIECE, left))
+        if not piece:
+            if left is not None:
+                raise BusyError("the file became shorter while it was being put", hint="put it again")
+            return
+        if left is not None:
+            left -= len(piece)
+        yield piece
+
+
+async def _in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while piece := await anyio.to_thread.run_sync(next, pieces, b""):
+        yield piece

@@ -1,0 +1,222 @@
+"""What clients ask of a daemon and how they understand its answers, without doing any of it.
+
+So the blocking and the asynchronous client are the same but for waiting. Vendor errors of HTTP end here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlencode
+
+import httpx
+import msgspec
+
+from agentfuse.control import paths
+from agentfuse.control.feeds import encode
+from agentfuse.control.messages import (
+    Checkpoint,
+    Deleted,
+    Error,
+    Failure,
+    FileInfo,
+    Listing,
+    LogLevel,
+    OnCollision,
+    Placed,
+    Put,
+    RegionInfo,
+    Regions,
+    Status,
+)
+from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError, UsageError
+
+ANSWER_DEADLINE_S = 30.0  # an unmount sends something every second while it works
+CONTENT_DEADLINE_S = 600.0
+"""A content may have to be fetched first, or to be brought to a slow disk at last."""
+
+BASE_URL = "http://agentfuse"
+_NOT_UNDERSTOOD = (json.JSONDecodeError, UnicodeDecodeError, msgspec.MsgspecError)
+_T = TypeVar("_T")
+
+
+class NoDaemonError(NotFoundError):
+    """Nobody answers at the socket."""
+
+
+class CutOffError(UnflushedError):
+    """The daemon ended before its answer did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Generic[_T]):
+    """One request. ``answer``: the type of the JSON object that comes back."""
+
+    method: str
+    url: str
+    answer: type[_T]
+    body: object = None
+
+    def content(self) -> bytes | None:
+        """The body as it is sent."""
+        return None if self.body is None else encode(self.body)
+
+    def understood(self, data: bytes) -> _T:
+        """The answer, typed."""
+        # Not msgspec's own parser: it refuses the lone surrogates of names that are no UTF-8.
+        return msgspec.convert(json.loads(data), self.answer)
+
+
+def status() -> Ask[Status]:
+    """The mount."""
+    return Ask("GET", "/v1/status", Status)
+
+
+def metrics() -> Ask[str]:
+    """What is counted; the answer is text."""
+    return Ask("GET", "/v1/metrics", str)
+
+
+def check() -> Ask[dict[str, Any]]:
+    """Whether the home is sound."""
+    return Ask("POST", "/v1/check", dict[str, Any])
+
+
+def regions() -> Ask[Regions]:
+    """Its regions."""
+    return Ask("GET", "/v1/regions", Regions)
+
+
+def set_quota(region: str, *, bytes_quota: int | None, files_quota: int | None) -> Ask[RegionInfo]:
+    """Change what a region may hold; None leaves it."""
+    body = {"bytes_quota": bytes_quota, "files_quota": files_quota}
+    return Ask("PATCH", f"/v1/regions/{paths.encode(region)}", RegionInfo, body)
+
+
+def checkpoint() -> Ask[Checkpoint]:
+    """Begin to commit."""
+    return Ask("POST", "/v1/checkpoint", Checkpoint)
+
+
+def set_log_level(level: str) -> Ask[LogLevel]:
+    """Log from this level on."""
+    return Ask("PUT", "/v1/log-level", LogLevel, {"level": level})
+
+
+def dump() -> Ask[str]:
+    """What every thread and task does; the answer is text."""
+    return Ask("GET", "/v1/dump", str)
+
+
+def stat(path: str) -> Ask[FileInfo]:
+    """The facts of ``uploads/a.csv``."""
+    return Ask("GET", f"/v1/stat/{_place(path)}", FileInfo)
+
+
+def page(path: str, *, recursive: bool, cursor: str | None) -> Ask[Listing]:
+    """Some of a listing."""
+    query = _query(recursive=int(recursive), cursor=cursor)
+    return Ask("GET", f"/v1/files/{_place(path)}{query}", Listing)
+
+
+def get(path: str) -> Ask[bytes]:
+    """A content; the answer is it."""
+    return Ask("GET", f"/v1/content/{_place(path)}", bytes)
+
+
+def put(path: str, *, creator: str, on_collision: OnCollision) -> Ask[Put]:
+    """A file; its content goes along."""
+    query = urlencode({"as": creator, "on_collision": on_collision})
+    return Ask("PUT", f"/v1/content/{_place(path)}?{query}", Put)
+
+
+def delete(path: str, *, creator: str, recursive: bool) -> Ask[Deleted]:
+    """Remove a name."""
+    query = urlencode({"as": creator, "recursive": int(recursive)})
+    return Ask("DELETE", f"/v1/files/{_place(path)}?{query}", Deleted)
+
+
+def move(source: str, target: str, *, creator: str, on_collision: OnCollision) -> Ask[Placed]:
+    """Another name."""
+    body = {"from": source, "to": target, "as": creator, "on_collision": on_collision}
+    return Ask("POST", "/v1/move", Placed, body)
+
+
+def events(*, since: int | None, region: str | None, follow: bool) -> Ask[dict[str, Any]]:
+    """Events, one a line."""
+    return Ask("GET", f"/v1/events{_query(since=since, region=region, follow=int(follow))}", dict[str, Any])
+
+
+def sync(timeout_s: float | None) -> Ask[dict[str, Any]]:
+    """A sync, told in lines."""
+    return Ask("POST", "/v1/sync", dict[str, Any], {"timeout_s": timeout_s})
+
+
+def drain(timeout_s: float | None, hold_s: float) -> Ask[dict[str, Any]]:
+    """A drain, told in lines, of which most are empty."""
+    return Ask("POST", "/v1/drain", dict[str, Any], {"timeout_s": timeout_s, "hold_s": hold_s})
+
+
+def unmount(*, lazy: bool, timeout_s: float | None) -> Ask[dict[str, Any]]:
+    """An unmount, told in lines."""
+    return Ask("POST", "/v1/unmount", dict[str, Any], {"lazy": lazy, "timeout_s": timeout_s})
+
+
+def line_of(text: str) -> dict[str, Any]:
+    """One line of an answer; empty for a heartbeat. Raises the daemon's own error, with its exit code."""
+    line = msgspec.convert(json.loads(text), dict[str, Any]) if text else {}
+    if "error" in line:
+        error = msgspec.convert(line["error"], Failure)
+        reported = AgentfuseError(error.message, hint=error.hint)
+        reported.exit_code = error.exit_code  # type: ignore[misc]
+        raise reported
+    return line
+
+
+def refusal(status_code: int, data: bytes) -> AgentfuseError:
+    """The error that an answer other than success tells of."""
+    answer = msgspec.convert(json.loads(data), Error)
+    kinds = {kind.code(): kind for kind in AgentfuseError.kinds() if kind.__init__ is AgentfuseError.__init__}
+    by_status = {httpx.codes.NOT_FOUND: NotFoundError, httpx.codes.BAD_REQUEST: UsageError}
+    kind = kinds.get(answer.code) or by_status.get(httpx.codes(status_code), AgentfuseError)
+    return kind(answer.message, hint=answer.hint)
+
+
+@contextmanager
+def map_httpx(path: Path) -> Iterator[None]:
+    """Turns what httpx raises while it asks at a socket into errors of ours."""
+    try:
+        yield
+    except httpx.ConnectError as error:
+        raise NoDaemonError(
+            f"no daemon answers at {path}",
+            hint="it has ended; agentfuse umount MOUNTPOINT cleans up after it",
+        ) from error
+    except httpx.TimeoutException as error:
+        raise BusyError(
+            f"the daemon at {path} does not answer",
+            hint="it may be stopped or hang: agentfuse dump MOUNTPOINT shows where",
+        ) from error
+    except (httpx.HTTPError, *_NOT_UNDERSTOOD) as error:
+        raise ended_early() from error
+
+
+def ended_early() -> CutOffError:
+    """The error of an answer that was cut off."""
+    return CutOffError(
+        "the daemon ended without a full answer",
+        hint="what was written is safe on this host: the next agentfuse mount of this agent finishes it",
+    )
+
+
+def _place(path: str) -> str:
+    return paths.encode(*paths.split(path.removesuffix("/")))
+
+
+def _query(**fields: object) -> str:
+    given = {name: value for name, value in fields.items() if value is not None}
+    return "?" + urlencode(given, errors="surrogateescape") if given else ""

@@ -1,0 +1,43 @@
+"""Paths of files in URLs and messages: a region's name, a slash, and the path in the region.
+
+In URLs they are percent-encoded bytes; a slash in a path may be, too.
+"""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from agentfuse.errors import UsageError
+
+
+def split(path: str) -> tuple[str, bytes]:
+    """(region, path in it, which may be empty) of a text like ``uploads/a.csv``. Raises ``UsageError``."""
+    region, _, below = path.partition("/")
+    if not region:
+        raise UsageError(
+            f"{path!a} names no region", hint="write it like uploads/a.csv, without a slash before it"
+        )
+    return region, checked(os.fsencode(below))
+
+
+def checked(path: bytes) -> bytes:
+    """The path in a region; empty is the region itself. Raises ``UsageError`` for what leads elsewhere."""
+    names = path.split(b"/") if path else []
+    if b"\0" in path or any(name in {b"", b".", b".."} for name in names):
+        raise UsageError(
+            f"{os.fsdecode(path)!a} is not a path in a region",
+            hint="write it like reports/a.csv: no '.', '..', '//', and no slash at its ends",
+        )
+    return path
+
+
+def decode(segment: str) -> bytes:
+    """The bytes that a part of a URL stands for."""
+    return unquote_to_bytes(segment)
+
+
+def encode(region: str, path: bytes = b"") -> str:
+    """``uploads/a%20b.csv``, to be appended to a URL."""
+    name = quote_from_bytes(os.fsencode(region), safe="")
+    return f"{name}/{quote_from_bytes(path)}" if path else name

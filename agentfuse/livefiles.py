@@ -1,0 +1,208 @@
+"""The files of a mounted home for who is outside: read from the backing tree, written through the mount.
+
+What reads does so in threads, and never through the mount, for which a thread of ours could wait forever. A
+content that is not here is fetched first, as for everybody else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import trio
+
+from agentfuse.control.contract import Page
+from agentfuse.control.messages import OnCollision
+from agentfuse.door.doors import MAX_DOORS, Doors
+from agentfuse.errors import BusyError, NotFoundError, StoreError, UsageError
+from agentfuse.home.files import FileFacts, Files
+from agentfuse.home.walk import Cursor, join, local_disk, open_to_fill
+from agentfuse.regions import LOOSE, Creator
+from agentfuse.sync.hydration import Hydration
+
+_READERS = 4
+_OPENINGS = 5
+
+
+class LiveFiles:
+    """The files of one mount. The trio thread's; ``files`` reads what is below ``tree``."""
+
+    def __init__(self, files: Files, tree: Path, hydration: Hydration, doors: Doors) -> None:
+        self._files = files
+        self._tree = tree
+        self._hydration = hydration
+        self._doors = doors
+        self._readers = trio.CapacityLimiter(_READERS)
+        # However slowly contents come: what else is to be written finds a door.
+        self._puts = trio.CapacityLimiter(MAX_DOORS - 1)
+
+    async def stat(self, region: str, path: bytes) -> FileFacts:
+        """See ``Files.stat``."""
+        return await trio.to_thread.run_sync(self._files.stat, region, path, limiter=self._readers)
+
+    async def list(
+        self, region: str, path: bytes, *, recursive: bool, limit: int, after: bytes | None
+    ) -> Page:
+        """What a directory holds, behind the path ``after``; raises as ``Files.list`` does."""
+
+        def page() -> Page:
+            found = walk(self._files, region, path, recursive=recursive, after=after, limit=limit)
+            entries = list(itertools.islice(found, limit))
+            return Page(
+                [facts for _, facts in entries], entries[-1][0] if next(found, None) is not None else None
+            )
+
+        return await trio.to_thread.run_sync(page, limiter=self._readers)
+
+    async def open(self, region: str, path: bytes) -> OpenFile:
+        """The content of a file; the caller closes it.
+
+        Raises as ``Files.stat`` does, ``UsageError`` for what is no file, ``StoreError`` when its content
+        cannot be had, ``BusyError`` when others have its name again and again meanwhile.
+        """
+        for _ in range(_OPENINGS):
+            facts = await self.stat(region, path)
+            if facts.type != "file":
+                raise UsageError(
+                    f"{_shown(region, path)} is a {facts.type}, not a file",
+                    hint="list it" if facts.type == "dir" else "symbolic links are not followed",
+                )
+            where = path if region == LOOSE else join(region.encode(), path)
+            try:
+                fd = await trio.to_thread.run_sync(self._open, where, limiter=self._readers)
+            except (BusyError, FileNotFoundError, NotADirectoryError):
+                continue  # something else has its name since a moment ago
+            try:
+                await self._fetched(fd, where)
+                return OpenFile(fd, facts.mime or "application/octet-stream", self._readers)
+            except OSError as error:
+                os.close(fd)
+                problem = error
+            except BaseException:
+                os.close(fd)
+                raise
+            if isinstance(problem, FileNotFoundError):
+                continue
+            raise StoreError(
+                f"the content of {_shown(region, path)} cannot be had: {problem.strerror}",
+                hint="it is still in the object store: see the daemon's log",
+            ) from problem
+        raise BusyError(f"{_shown(region, path)} is being replaced all the time", hint="try again")
+
+    async def put(
+        self,
+        region: str,
+        path: bytes,
+        content: AsyncIterator[bytes],
+        *,
+        creator: Creator,
+        size: int | None,
+        on_collision: OnCollision,
+    ) -> tuple[bytes, int]:
+        """See ``Doors.put``."""
+        self._require(region, path)
+        async with self._puts:
+            placed = await self._doors.put(
+                region, path, content, creator=creator, size=size, on_collision=on_collision
+            )
+        return placed.path, placed.size_bytes
+
+    async def remove(self, region: str, path: bytes, *, creator: Creator, recursive: bool) -> None:
+        """See ``Doors.remove``."""
+        self._require(region, path)
+        await self._doors.remove(region, path, creator=creator, recursive=recursive)
+
+    async def move(
+        self, old: tuple[str, bytes], new: tuple[str, bytes], *, creator: Creator, on_collision: OnCollision
+    ) -> bytes:
+        """See ``Doors.move``."""
+        self._require(*old)
+        self._require(*new)
+        return await self._doors.move(old, new, creator=creator, on_collision=on_collision)
+
+    def _require(self, region: str, path: bytes) -> None:
+        """Only what is in a region: not the platform's own directory, which has doors as well."""
+        self._files.require(region, path)
+
+    def _open(self, where: bytes) -> int:
+        with local_disk(self._tree), Cursor(self._tree, only_looks=True) as cursor:
+            return cursor.open_file(where)
+
+    async def _fetched(self, fd: int, where: bytes) -> None:
+        """Wait until the content of an open file is here. Raises ``OSError`` as ``Hydration.need`` does."""
+        ino = os.fstat(fd).st_ino
+        while (item := self._hydration.absent.by_ino.get(ino)) is not None and not item.allows(writing=False):
+            await self._hydration.need(item, lambda: self._open_to_fill(where), writing=False)
+
+    def _open_to_fill(self, where: bytes) -> int:
+        with Cursor(self._tree) as cursor:
+            directory_fd, name = cursor.parent(where)
+            return open_to_fill(name, directory_fd)
+
+
+class OpenFile:
+    """An open file whose content is here."""
+
+    def __init__(self, fd: int, mime: str, limiter: trio.CapacityLimiter) -> None:
+        found = os.fstat(fd)
+        self.size = found.st_size
+        self.mime = mime
+        self.etag = f'"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"'
+        self.modified_at = found.st_mtime
+        self._fd = fd
+        self._limiter = limiter
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """So many bytes, or fewer at the end of the file."""
+        return await trio.to_thread.run_sync(os.pread, self._fd, size, offset, limiter=self._limiter)
+
+    async def aclose(self) -> None:
+        """Close it; again is no mistake."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def walk(
+    files: Files, region: str, directory: bytes, *, recursive: bool, after: bytes | None, limit: int
+) -> Iterator[tuple[bytes, FileFacts]]:
+    """(path below the directory, facts) of what it holds behind ``after``, ``limit`` and one at most.
+
+    In order of names; a directory comes before what it holds, which is left out if it vanishes meanwhile.
+    Raises as ``Files.list`` does.
+    """
+
+    def level(below: bytes, name: bytes) -> list[tuple[bytes, FileFacts]]:
+        found = files.list(region, join(directory, below) if below else directory, after=name)
+        return [(join(below, facts.name), facts) for facts in itertools.islice(found, limit + 1)][::-1]
+
+    first, *rest = (after or b"").split(b"/")
+    pending = [level(b"", first)]
+    if recursive and after:
+        below = first
+        for name in [*rest, b""]:
+            pending.append(_if_there(level, below, name))
+            below = join(below, name)
+    while pending:
+        if not pending[-1]:
+            pending.pop()
+            continue
+        path, facts = pending[-1].pop()
+        yield path, facts
+        if recursive and facts.type == "dir" and facts.region == region:
+            pending.append(_if_there(level, path, b""))
+
+
+def _if_there(
+    level: Callable[[bytes, bytes], list[tuple[bytes, FileFacts]]], below: bytes, name: bytes
+) -> list[tuple[bytes, FileFacts]]:
+    try:
+        return level(below, name)
+    except (NotFoundError, UsageError):  # it is gone, or no directory any more
+        return []
+
+
+def _shown(region: str, path: bytes) -> str:
+    return ascii(os.fsdecode(join(region.encode(), path)))
