@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import pytest
 from mounts import READY_S, Home
 
+import agentfuse.client
+
 pytestmark = pytest.mark.mount
 
 # What is told on a line: the event's name, a space, the path.
@@ -82,10 +84,17 @@ def hear(process: subprocess.Popen[str], wanted: set[str]) -> None:
 @pytest.mark.parametrize(
     "command", [INOTIFYWAIT, (sys.executable, "-c", WATCHDOG)], ids=["inotifywait", "watchdog"]
 )
-def test_a_sandbox_hears_by_inotify_of_what_others_write(home: Home, command: tuple[str, ...]) -> None:
+def test_a_sandbox_hears_by_inotify_of_what_others_write(
+    home: Home, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process writes and renames, and a file comes through the control API."""
+    monkeypatch.setenv("AGENTFUSE_RUNTIME_DIR", str(home.runtime))
     shutil.rmtree(home.path / "downloads" / "sub", ignore_errors=True)
     (home.path / "downloads" / "sub").mkdir()
     with watching(home, command) as watcher:
         script = "echo a,b > uploads/written.csv; cd downloads/sub; echo x > b.part; mv b.part b.pdf"
         subprocess.run(["sh", "-c", script], cwd=home.path, check=True, timeout=READY_S)
         hear(watcher, {"CLOSE_WRITE,CLOSE uploads/written.csv", "MOVED_TO downloads/sub/b.pdf"})
+        put = agentfuse.client.Home(home.path).put(b"%PDF-1.7", "uploads/sent.pdf", creator="user")
+        assert put.path == "uploads/sent.pdf"
+        hear(watcher, {"MOVED_TO uploads/sent.pdf"})
