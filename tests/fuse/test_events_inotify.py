@@ -96,5 +96,5 @@ def test_a_sandbox_hears_by_inotify_of_what_others_write(
         subprocess.run(["sh", "-c", script], cwd=home.path, check=True, timeout=READY_S)
         hear(watcher, {"CLOSE_WRITE,CLOSE uploads/written.csv", "MOVED_TO downloads/sub/b.pdf"})
         put = agentfuse.client.Home(home.path).put(b"%PDF-1.7", "uploads/sent.pdf", creator="user")
-        assert put.path == "uploads/sent.pdf"
+        assert (put.region, put.path, put.size) == ("uploads", "sent.pdf", 8)
         hear(watcher, {"MOVED_TO uploads/sent.pdf"})
