@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
+from agentfuse.regions import Creator
 from agentfuse.snapshots.document import Snapshot
 from agentfuse.snapshots.entries import Entry
 from agentfuse.snapshots.rebase import in_tree_order
@@ -121,8 +122,9 @@ class Forest:
             return symlink(path, self._random.choice([b"one", b"/etc/passwd"]))
         if kind == "fifo":
             return fifo(path)
-        mode, mtime_ns = self._random.choice([0o644, 0o600]), self._random.randrange(3)
-        return file(path, self._random.choice(CONTENTS), mode=mode, mtime_ns=mtime_ns)
+        mode, creator = self._random.choice([(0o644, Creator.AGENT), (0o600, Creator.USER)])
+        mtime_ns = self._random.randrange(3)
+        return file(path, self._random.choice(CONTENTS), mode=mode, mtime_ns=mtime_ns, created_by=creator)
 
     def _remove(self, entries: Listing, path: bytes) -> None:
         for each in [each for each in entries if each == path or each.startswith(path + b"/")]:

@@ -7,10 +7,12 @@ import os
 import stat
 from pathlib import Path
 
+from agentfuse.home import marks
 from agentfuse.home.index import Index
 from agentfuse.home.walk import Cursor, join, read_directory
 from agentfuse.objectstore import ObjectStore
 from agentfuse.progress import Progress, Silent
+from agentfuse.regions import Creator
 from agentfuse.snapshots.layout import execution_region
 from agentfuse.sync.engine import Memory
 
@@ -92,19 +94,22 @@ def picture(root: Path) -> dict[bytes, tuple[object, ...]]:
             path, st = pending.pop()
             kind, mode = stat.S_IFMT(st.st_mode), stat.S_IMODE(st.st_mode)
             if kind == stat.S_IFDIR:
-                found[path] = (kind, mode, st.st_mtime_ns)
-                below = read_directory(cursor.enter(path))
+                fd = cursor.enter(path)
+                found[path] = (kind, mode, st.st_mtime_ns, marks.read_creator(fd))
+                below = read_directory(fd)
                 pending += [(join(path, name), each) for name, each in reversed(below)]
                 continue
             content: object = ""
+            creator = Creator.AGENT
             parent_fd, name = cursor.parent(path)
             if kind == stat.S_IFREG:
                 with open(cursor.open_file(path), "rb") as file:
                     content = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+                    creator = marks.read_creator(file.fileno())
             elif kind == stat.S_IFLNK:
                 content = os.readlink(name, dir_fd=parent_fd)
             first_name = inodes.setdefault(st.st_ino, path) if st.st_nlink > 1 else path
-            found[path] = (kind, mode, st.st_mtime_ns, content, first_name)
+            found[path] = (kind, mode, st.st_mtime_ns, content, first_name, creator)
     return found
 
 
@@ -149,6 +154,8 @@ def grow_nasty_tree(root: Path) -> None:
     os.link(top + b"/empty file", top + b"/empty file 2")
     os.mkfifo(top + b"/pipe", 0o620)
     _dig(top + b"/deep")
+    for name, creator in ((b"a/x", Creator.USER), (b"nobody", Creator.SYSTEM), (b"a", Creator.ENVIRONMENT)):
+        marks.write_creator(os.fsdecode(top + b"/" + name), creator)
     for name, mode in ((b"locked", 0), (b"sticky", 0o1777), (b"setgid", 0o2755), (b"empty", 0o555)):
         os.utime(top + b"/" + name, ns=(0, 1_600_000_000_000_000_001))
         os.chmod(top + b"/" + name, mode)

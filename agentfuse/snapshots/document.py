@@ -18,9 +18,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from agentfuse.errors import AgentfuseError, IntegrityError
+from agentfuse.regions import Creator
 from agentfuse.snapshots.entries import Entry, Kind, Totals, UnsoundError, check, printable, totals_of
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""The formats that are read. The second has ``created_by``; only what has one is written in it."""
+
 MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
 """Longest document, unpacked, that is written or read."""
 
@@ -75,7 +78,7 @@ def encode(snapshot: Snapshot) -> bytes:
     """
     encoder = msgspec.json.Encoder()
     header = _Header(
-        format=FORMAT,
+        format=_format_of(snapshot),
         kind=_KIND,
         agent=snapshot.agent,
         region=snapshot.region,
@@ -136,6 +139,10 @@ def decode(data: bytes, name: str) -> Snapshot:
 # -- the lines as they are written
 
 
+def _format_of(snapshot: Snapshot) -> int:
+    return 2 if any(entry.created_by is not Creator.AGENT for entry in snapshot.entries) else 1
+
+
 class _Header(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     format: int
     kind: Literal["agentfuse snapshot"]
@@ -192,6 +199,7 @@ class _Line(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fie
     target_b64: bytes | None = None
     link: Count = 0
     xattrs: list[_Xattr] | None = None
+    created_by: Creator = Creator.AGENT
 
 
 def _to_line(entry: Entry) -> _Line:
@@ -203,6 +211,7 @@ def _to_line(entry: Entry) -> _Line:
         mode=f"{entry.mode:04o}",
         mtime=_to_time(entry.mtime_ns),
         link=entry.link,
+        created_by=entry.created_by,
     )
     if entry.type == "file":
         line.size = entry.size
@@ -241,6 +250,7 @@ def _from_line(line: _Line) -> Entry:
         target=_from_text(line.target, line.target_b64) if has_target else b"",
         link=line.link,
         xattrs=tuple((_from_text(x.name, x.name_b64), x.value_b64) for x in line.xattrs or ()),
+        created_by=line.created_by,
     )
 
 
@@ -338,9 +348,9 @@ def _unpack(data: bytes) -> bytes:
 
 def _check_format(first_line: bytes, name: str) -> None:
     found = msgspec.json.decode(first_line, type=_Format).format
-    if found != FORMAT:
+    if found not in FORMATS:
         raise IntegrityError(
-            f"snapshot {name}: written in format {found}, this version of agentfuse knows format {FORMAT}",
+            f"snapshot {name}: written in format {found}, this agentfuse knows up to {FORMATS[-1]}",
             hint="install the agentfuse that wrote it, or a newer one",
         )
 

@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from agentfuse.regions import Creator
+
 MAX_NAME_BYTES = 255
 MAX_TARGET_BYTES = 4095
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -25,6 +27,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     hash that names the object) and ``offset`` in it; ``object`` is empty for an empty file, and for a
     content whose place is not known yet. ``link``: names of one inode share a number, 0 is none.
     ``target``: of symlinks. ``xattrs``: (name, value) pairs in order of name, of files and directories.
+    ``created_by``: of files and directories that others than the agent made.
     """
 
     path: bytes
@@ -38,6 +41,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     target: bytes = b""
     link: int = 0
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    created_by: Creator = Creator.AGENT
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,7 +95,7 @@ def totals_of(entries: Iterable[Entry]) -> Totals:
 
 
 def same(one: Entry | None, other: Entry | None) -> bool:
-    """Whether two entries say the same of a path, wherever the content lies and whoever links to it."""
+    """Whether two entries say the same of a path, wherever its content lies, whoever made or links to it."""
     if one is None or other is None:
         return one is other
     return (
@@ -179,6 +183,8 @@ def _check_fields(entry: Entry) -> None:
         raise UnsoundError(entry.path, "a symlink, and nothing else, needs a target")
     if b"\0" in entry.target or len(entry.target) > MAX_TARGET_BYTES:
         raise UnsoundError(entry.path, "a target with NUL or too long")
+    if entry.created_by is not Creator.AGENT and entry.type not in ("file", "dir"):
+        raise UnsoundError(entry.path, f"nobody but the agent makes a {entry.type}")
     if entry.xattrs:
         _check_xattrs(entry)
 
@@ -195,5 +201,6 @@ def _check_xattrs(entry: Entry) -> None:
 
 
 def _check_link(entry: Entry, first: Entry) -> None:
-    if not same(entry, first) or (entry.object, entry.offset) != (first.object, first.offset):
+    place, first_place = ((each.object, each.offset, each.created_by) for each in (entry, first))
+    if not same(entry, first) or place != first_place:
         raise UnsoundError(entry.path, f"differs from {printable(first.path)!r}, which is the same inode")

@@ -358,6 +358,7 @@ def _by_attribute(base: Entry | None, theirs: Entry, mine: Entry) -> Entry | Non
         mode=_newer(base.mode, theirs.mode, mine.mode),
         mtime_ns=_newer(base.mtime_ns, theirs.mtime_ns, mine.mtime_ns),
         xattrs=_newer(base.xattrs, theirs.xattrs, mine.xattrs),
+        created_by=_newer(base.created_by, theirs.created_by, mine.created_by),
     )
 
 
@@ -374,6 +375,7 @@ def _with_content(base: Entry | None, theirs: Entry, mine: Entry, sha256: str, s
         mode=_newer(before.mode, theirs.mode, mine.mode),
         mtime_ns=holder.mtime_ns if holder else max(theirs.mtime_ns, mine.mtime_ns),
         xattrs=_newer(before.xattrs, theirs.xattrs, mine.xattrs),
+        created_by=_newer(before.created_by, theirs.created_by, mine.created_by),
     )
 
 

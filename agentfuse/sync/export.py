@@ -9,6 +9,7 @@ import msgspec
 from agentfuse.home.walk import local_disk
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.progress import Reporter
+from agentfuse.regions import Creator
 from agentfuse.snapshots.databases import whole
 from agentfuse.snapshots.document import Snapshot
 from agentfuse.snapshots.entries import Entry, Totals, totals_of
@@ -22,10 +23,11 @@ def export(store: ObjectStore, snapshot: Snapshot, path: bytes, to: Path, report
     """Write ``path`` of a snapshot into ``to``, which is made if it is missing and must be empty; what came.
 
     A directory's content goes right into ``to``, anything else gets its own name there (a database, and
-    what lies beside it). The files belong to this process's user. Raises ``NotFoundError``, and what
-    ``hydrate`` raises.
+    what lies beside it). The files belong to this process's user, and nothing on them tells who made them.
+    Raises ``NotFoundError``, and what ``hydrate`` raises.
     """
-    entries = _rooted(by_path(snapshot.entries), find(snapshot, path))
+    found = _rooted(by_path(snapshot.entries), find(snapshot, path)).values()
+    entries = by_path(msgspec.structs.replace(entry, created_by=Creator.AGENT) for entry in found)
     totals = totals_of(entries.values())
     with local_disk(to):
         to.mkdir(exist_ok=True)

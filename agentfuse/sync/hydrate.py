@@ -20,6 +20,7 @@ from agentfuse.home import marks
 from agentfuse.home.walk import Cursor, local_disk
 from agentfuse.killpoints import passing
 from agentfuse.objectstore.base import ObjectStore
+from agentfuse.regions import Creator
 from agentfuse.snapshots.entries import EMPTY_SHA256, Entry, printable, totals_of, tree_key
 from agentfuse.snapshots.layout import object_key
 from agentfuse.sync.fetch import Run, content_of, copy_all, plan, read_run, stream_into, write_all
@@ -259,6 +260,8 @@ class _Writer:
     def _attributes(self, entry: Entry, fd: int) -> None:
         for name, value in entry.xattrs:
             _set_xattr(fd, name, value, entry)
+        if entry.created_by is not Creator.AGENT:
+            _set_xattr(fd, marks.CREATOR, entry.created_by.value.encode(), entry)
         if self._owner:
             os.fchown(fd, *self._owner)
         os.fchmod(fd, entry.mode)  # after chown, which clears setuid

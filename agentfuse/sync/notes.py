@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import msgspec
 
 from agentfuse.errors import EnvironmentProblem, ObjectNotFoundError
+from agentfuse.home import marks
 from agentfuse.home.index import Base, Index, Intent, Row
+from agentfuse.regions import Creator
 from agentfuse.snapshots.entries import Entry
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.rebase import Listing, by_path
@@ -205,11 +207,20 @@ def _rows(now: Scan, committed: Iterable[Entry], others: Mapping[str, Place] | N
             offset=place.offset,
             target=entry.target,
             link=entry.link,
-            xattrs=msgspec.msgpack.encode(entry.xattrs),
+            xattrs=msgspec.msgpack.encode(_attributes(entry)),
         )
 
 
+def _attributes(entry: Entry) -> _Xattrs:
+    """The attributes of an entry as the file itself has them: who made it among them."""
+    if entry.created_by is Creator.AGENT:
+        return entry.xattrs
+    return (*entry.xattrs, (marks.CREATOR, entry.created_by.encode()))
+
+
 def _entry(row: Row) -> Entry:
+    xattrs = msgspec.msgpack.decode(row.xattrs, type=_Xattrs)
+    is_marked = bool(xattrs) and xattrs[-1][0] == marks.CREATOR
     return Entry(
         path=row.path,
         type=row.type,  # type: ignore[arg-type]  # the index does not know the kinds there are
@@ -221,5 +232,6 @@ def _entry(row: Row) -> Entry:
         offset=row.offset,
         target=row.target,
         link=row.link,
-        xattrs=msgspec.msgpack.decode(row.xattrs, type=_Xattrs),
+        xattrs=xattrs[:-1] if is_marked else xattrs,
+        created_by=Creator(xattrs[-1][1].decode()) if is_marked else Creator.AGENT,
     )

@@ -23,6 +23,7 @@ from agentfuse.errors import AgentfuseError
 from agentfuse.home import marks
 from agentfuse.home.walk import Cursor, changed_meanwhile, join, local_disk, read_directory
 from agentfuse.killpoints import passing
+from agentfuse.regions import Creator
 from agentfuse.snapshots.document import MAX_DOCUMENT_BYTES, MAX_TIME_NS
 from agentfuse.snapshots.entries import Entry, Kind, is_kept_xattr
 from agentfuse.sync.reports import Meter
@@ -195,8 +196,11 @@ class _Scanner:
 
     def _directory(self, path: bytes, found: os.stat_result, directory_fd: int) -> Entry:
         untouched = self._is_untouched(path, found)
-        xattrs = self._known[path].xattrs if untouched else read_xattrs(directory_fd)
-        return make_entry(path, "dir", found, xattrs=xattrs)
+        if untouched:
+            known = self._known[path]
+            return make_entry(path, "dir", found, xattrs=known.xattrs, created_by=known.created_by)
+        creator = marks.read_creator(directory_fd)
+        return make_entry(path, "dir", found, xattrs=read_xattrs(directory_fd), created_by=creator)
 
     def _file(self, path: bytes, found: os.stat_result) -> None:
         names = self._names.setdefault((found.st_dev, found.st_ino), []) if found.st_nlink > 1 else []
@@ -220,6 +224,7 @@ class _Scanner:
         with open(fd, "rb", buffering=0) as file:
             if found.st_size and marks.read(fd) is not None:
                 return _absent_entry(path, fd)
+            creator = marks.read_creator(fd)  # which may change the ctime of a file that may not be read
             before = os.fstat(fd)
             if self._capture is None:
                 sha256, size = hash_file(file)
@@ -230,7 +235,8 @@ class _Scanner:
             after = os.fstat(fd)
         if size != found.st_size or before.st_ino != found.st_ino or _state(before) != _state(after):
             raise changed_meanwhile(path)
-        return make_entry(path, "file", before, size=size, sha256=sha256, xattrs=xattrs), _print(after)
+        entry = make_entry(path, "file", before, size=size, sha256=sha256, xattrs=xattrs, created_by=creator)
+        return entry, _print(after)
 
     def _is_untouched(self, path: bytes, found: os.stat_result) -> bool:
         known = self._known.get(path)
@@ -289,6 +295,7 @@ def make_entry(
     sha256: str = "",
     target: bytes = b"",
     xattrs: tuple[tuple[bytes, bytes], ...] = (),
+    created_by: Creator = Creator.AGENT,
 ) -> Entry:
     """The entry of what was found at a path."""
     return Entry(
@@ -300,11 +307,13 @@ def make_entry(
         sha256=sha256,
         target=target,
         xattrs=xattrs,
+        created_by=created_by,
     )
 
 
 def _absent_entry(path: bytes, fd: int) -> tuple[Entry, Print]:
     """A file whose content is not here, by its mark; while it is being filled that knows mtime and mode."""
+    creator = marks.read_creator(fd)
     for _ in range(_LOOKS):
         before = os.fstat(fd)
         mark = marks.read(fd)
@@ -312,7 +321,13 @@ def _absent_entry(path: bytes, fd: int) -> tuple[Entry, Print]:
         if mark is None:
             break
         entry = make_entry(
-            path, "file", after, size=after.st_size, sha256=mark.sha256, xattrs=read_xattrs(fd)
+            path,
+            "file",
+            after,
+            size=after.st_size,
+            sha256=mark.sha256,
+            xattrs=read_xattrs(fd),
+            created_by=creator,
         )
         if mark.filling is not None:
             mtime_ns, mode = mark.filling

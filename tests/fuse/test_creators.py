@@ -43,11 +43,6 @@ int main(int argc, char **argv) {
 }
 """
 RULES = """
-[regions.web]
-scope = "execution"
-bytes = "1MiB"
-creator = "environment"
-
 [[creators]]
 uid = 1234
 creator = "agent"
@@ -241,18 +236,22 @@ def test_moving_into_a_region_makes_nothing_that_region_s(home: Home) -> None:
     assert creator(home, home.path / "uploads" / "mine") == "agent"
 
 
-def test_it_costs_no_request_and_nothing_is_asked_of_attributes(home: Home) -> None:
+def test_it_costs_no_request_and_nothing_is_asked_of_attributes(new_home: Make) -> None:
+    quiet = "".join(f"[regions.{region}]\nnotify = false\n" for region in ("downloads", "uploads"))
+    home = new_home(top=quiet).start()
+    (home.path / "workspace" / "first").write_text("x")  # some requests the kernel makes but once
     counts = []
-    for region in ("workspace", "web"):
+    for region in ("workspace", "downloads"):
         directory = home.path / region / "counted"
         directory.mkdir()
         with home.counting() as counted:
             (directory / "file").write_text("x" * 100)
             home.settled()
         counts.append(counted)
-    assert creator(home, home.path / "web" / "counted" / "file") == "environment"
+    assert creator(home, home.path / "downloads" / "counted" / "file") == "environment"
     assert counts[0] == counts[1]
     assert not {name for name in counts[0] if "xattr" in name}
+    home.umount()
 
 
 def test_a_killed_daemon_forgets_nobody(new_home: Make) -> None:
@@ -263,6 +262,26 @@ def test_a_killed_daemon_forgets_nobody(new_home: Make) -> None:
     home.start()
     assert creator(home, home.path / "uploads" / "kept") == "user"
     assert creator(home, home.path / "downloads" / "open") == "environment"
+    home.umount()
+
+
+def test_another_execution_finds_it_in_memory_whose_content_is_still_away(new_home: Make) -> None:
+    home = new_home().start()
+    shared = home.path / "shared"
+    (shared / "mine").write_text("x")
+    for name in ("a", "b"):
+        (home.path / "downloads" / name).write_text("page " * 1000)
+        (home.path / "downloads" / name).rename(shared / name)
+    home.umount()
+    home.start(fresh=True)
+    assert creator(home, shared / "a") == creator(home, shared / "b") == "environment"
+    assert creator(home, shared / "mine") == "agent"
+    assert (shared / "a").read_text() == "page " * 1000
+    (shared / "a").write_text("the agent's own words")
+    home.umount()
+    home.start(fresh=True)
+    assert creator(home, shared / "a") == creator(home, shared / "b") == "environment"
+    assert (shared / "a").read_text() == "the agent's own words"
     home.umount()
 
 

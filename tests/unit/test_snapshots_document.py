@@ -16,6 +16,7 @@ from hypothesis import given
 from listings import Forest, directory, fifo, file, forests, listing, packed, snapshot, symlink, unpacked
 
 from agentfuse.errors import AgentfuseError, IntegrityError
+from agentfuse.regions import Creator
 from agentfuse.snapshots import document
 from agentfuse.snapshots.document import decode, encode
 from agentfuse.snapshots.entries import Entry
@@ -135,9 +136,39 @@ def test_a_changed_line_breaks_the_seal() -> None:
 
 def test_a_newer_format_is_refused_and_said_to_be_newer() -> None:
     header, lines = unpacked(encode(snapshot(NASTY.values())))
-    newer = packed(header | {"format": 2, "compression": "zstd"}, lines)
-    with pytest.raises(IntegrityError, match=r"format 2.*knows format 1.*newer one"):
+    newer = packed(header | {"format": 3, "compression": "zstd"}, lines)
+    with pytest.raises(IntegrityError, match=r"format 3.*knows up to 2.*newer one"):
         decode(newer, "x")
+
+
+def test_only_what_others_than_the_agent_made_takes_a_newer_format() -> None:
+    header, lines = unpacked(encode(snapshot(NASTY.values())))
+    assert header["format"] == 1
+    assert not [line for line in lines if "created_by" in line]
+    mixed = listing(
+        msgspec.structs.replace(directory(b"d"), created_by=Creator.USER),
+        file(b"d/f", b"x", created_by=Creator.ENVIRONMENT),
+        file(b"mine", b"y"),
+    )
+    before = snapshot(mixed.values())
+    header, lines = unpacked(encode(before))
+    assert header["format"] == 2
+    assert [line.get("created_by") for line in lines] == [None, "user", "environment", None]
+    assert decode(encode(before), "x") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"created_by": "nobody"}, "Invalid enum value"),
+        ({"created_by": "user"}, "nobody but the agent makes a symlink"),
+    ],
+)
+def test_a_creator_that_cannot_be_is_refused(change: dict[str, str], problem: str) -> None:
+    header, lines = unpacked(encode(snapshot(NASTY.values())))
+    changed = [line | change if line["type"] == "symlink" else line for line in lines]
+    with pytest.raises(IntegrityError, match=problem):
+        decode(packed(header | {"format": 2}, changed), "x")
 
 
 def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from listings import Forest, Listing, directory, fifo, file, forests, listing, symlink
 
+from agentfuse.regions import Creator
 from agentfuse.snapshots.databases import main_of
 from agentfuse.snapshots.entries import Entry, check, names_by_inode
 from agentfuse.snapshots.rebase import is_changed, rebase
@@ -166,6 +167,18 @@ def test_mode_of_one_side_and_content_of_the_other_come_together() -> None:
         merged = rebase(BASE, theirs, mine, "e1")
         assert held(merged.entries)[b"n"] == held(listing(file(b"n", b"new", mode=0o755, mtime_ns=9)))[b"n"]
         assert not merged.conflicts
+
+
+def test_a_creator_comes_along_with_either_side_and_is_no_conflict_by_itself() -> None:
+    replaced = changed(BASE, file(b"n", b"new", mtime_ns=9, created_by=Creator.USER))
+    executable = changed(BASE, file(b"n", b"base", mode=0o755))
+    for theirs, mine in ((executable, replaced), (replaced, executable), (BASE, replaced), (replaced, BASE)):
+        merged = rebase(BASE, theirs, mine, "e1")
+        assert (merged.entries[b"n"].created_by, merged.conflicts) == (Creator.USER, ())
+    again = changed(BASE, file(b"n", b"base", created_by=Creator.SYSTEM))
+    assert not rebase(BASE, again, executable, "e1").conflicts
+    assert not rebase(BASE, executable, again, "e1").conflicts
+    assert not is_changed(BASE, again)
 
 
 @pytest.mark.parametrize("deletes", ["theirs", "mine"])

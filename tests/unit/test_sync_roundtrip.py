@@ -15,7 +15,12 @@ import pytest
 from memories import Listening, Run, grow_nasty_tree, picture
 from stores import CountingStore, local_store
 
+from agentfuse.home import marks
 from agentfuse.home.walk import Cursor, clear_tree
+from agentfuse.progress import Silent
+from agentfuse.regions import Creator
+from agentfuse.snapshots.history import History
+from agentfuse.sync.export import export
 
 NOBODY = 65534
 
@@ -140,6 +145,40 @@ def test_user_attributes_come_back_and_the_daemons_marks_do_not(base: Path) -> N
     assert os.listxattr(other.root / "d/file") == ["user.origin"]
     os.setxattr(other.root / "d", "user.empty", b"no more")
     assert other.commit().number == 2
+
+
+def test_who_made_a_file_stays_known_whoever_looks_at_it_next(base: Path) -> None:
+    store = local_store(base)
+    run = Run(base, store)
+    for name, creator in (("user", Creator.USER), ("environment", Creator.ENVIRONMENT)):
+        marks.write_creator(str(run.write(f"{name}.d/file", name.encode())), creator)
+        marks.write_creator(str(run.root / f"{name}.d"), creator)
+        marks.write_creator(str(run.write(f"{name}.d/empty", b"")), creator)
+    run.write("mine", b"x")
+    run.commit()
+    run.another_process()
+    run.write("later", b"y")
+    assert run.commit().number == 2  # what did not change is known from the index alone
+    run.index.clear()
+    run.another_process()
+    run.write("latest", b"z")
+    assert run.commit().number == 3
+    other = Run(base, store, "e2")
+    other.restore()
+    assert picture(other.root) == picture(run.root)
+    assert marks.read_creator(str(other.root / "user.d" / "empty")) is Creator.USER
+    assert marks.read_creator(str(other.root / "environment.d")) is Creator.ENVIRONMENT
+    assert os.listxattr(other.root / "mine") == []
+
+
+def test_what_is_given_to_an_operator_has_no_marks(base: Path) -> None:
+    run = Run(base, local_store(base))
+    marks.write_creator(str(run.write("file", b"x")), Creator.USER)
+    run.commit()
+    snapshot = History(run.store, "a", "shared").read(1)
+    export(run.store, snapshot, b"", base / "out", Silent())
+    assert (base / "out" / "file").read_bytes() == b"x"
+    assert os.listxattr(base / "out" / "file") == []
 
 
 def test_both_tell_how_far_they_are(base: Path) -> None:
