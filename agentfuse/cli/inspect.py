@@ -69,6 +69,10 @@ def status(mountpoint: options.Mountpoint, *, json: options.Json = False) -> Non
     for region, sync in answer["sync"].items():
         say("")
         print_table(("SYNC", region + "/"), _sync_cells(sync))
+    for kind, name in (("webhooks", "name"), ("inboxes", "directory")):
+        for each in answer[kind]:
+            say("")
+            print_table((kind.upper(), each[name]), _hook_cells(each, name))
     say("")
     requests = sorted(answer["fuse"]["requests"].items(), key=lambda item: -item[1])
     print_table(("REQUESTS", ""), [item for item in requests[:_BUSIEST] if item[1]], right=("",))
@@ -168,6 +172,13 @@ def _sync_cells(sync: dict[str, Any]) -> list[tuple[str, object]]:
         cells.append(("store", f"failed {sync['failures']} times in a row: {sync['error']}"))
     cells += [("conflict", f"{each['path']}: kept as {each['kept_at']}") for each in sync["conflicts"]]
     return cells
+
+
+def _hook_cells(state: dict[str, Any], name: str) -> list[tuple[str, object]]:
+    cells = {key.replace("_", " "): value for key, value in state.items() if key != name}
+    if state.get("next_try") is not None:
+        cells["next try"] = f"in {duration(max(0.0, state['next_try'] - time.time()))}"
+    return [(key, value) for key, value in cells.items() if value is not None]
 
 
 def _mount_row(entry: PublishedMount) -> dict[str, object]:

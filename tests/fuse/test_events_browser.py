@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -99,3 +99,28 @@ def test_a_browser_s_downloads_arrive_once_each_and_cancelled_ones_never(
     assert events[0]["sha256"] == hashlib.sha256(PDF).hexdigest()
     assert (downloads / "data.csv").read_bytes() == CSV
     assert sorted(path.name for path in downloads.iterdir()) == ["a (1).pdf", "a.pdf", "data.csv", "end"]
+
+
+def test_a_browser_s_downloads_come_through_an_inbox_under_names_of_their_own(
+    new_home: Callable[..., Home], site: Site, tmp_path: Path
+) -> None:
+    home, inbox = new_home(), tmp_path / "inbox"
+    inbox.mkdir()
+    table = f'[[inbox]]\ndirectory = "{inbox}"\nregion = "downloads"\n'
+    home.config.write_text(home.config.read_text() + table)
+    home.start()
+    told = ControlClient(Registry(home.runtime).find(home.path).socket).events(follow=True)
+    events = (event for event in told if event)
+    facts = ("kind", "path", "size", "mime", "created_by")
+    with chromium.running(tmp_path / "profile", inbox) as browser:
+        for name in ("a.pdf", "a (1).pdf"):
+            browser.download(f"{site.url}/a.pdf")
+            event = next(events)
+            assert tuple(event[fact] for fact in facts) == (
+                "arrived", name, len(PDF), "application/pdf", "environment",
+            )  # fmt: skip
+            assert (home.path / "downloads" / name).read_bytes() == PDF
+            while (inbox / "a.pdf").exists():  # a moment after the event
+                assert home.is_mounted()
+    assert list(inbox.iterdir()) == []
+    home.umount()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import trustme
 from mounts import Home
-from receivers import SECRET, answers, receiving, webhook_table
+from receivers import SECRET, receiving, webhook_table
 
 from agentfuse import killpoints
 
@@ -106,27 +106,19 @@ def test_what_nobody_took_is_kept_though_the_run_is_over_and_recover_delivers_it
     ).start()
     drop(home, "a", "b")
     home.settled()
+    said = home.agentfuse("status", str(home.path)).stdout
+    assert f"WEBHOOKS    localhost:{dead_port}" in said
+    assert "last error  cannot connect" in said
     home.umount()
     assert "2 events left, for the next mount of this execution or agentfuse recover" in "".join(home.output)
     recover = ("recover", "--state", str(home.state), "--config", str(home.config))
     failed = home.agentfuse(*recover)
     assert failed.returncode == 75
     assert "webhooks have not taken the events of 1 home yet" in failed.stderr
-    with receiving(authority, answers(500), port=dead_port) as receiver:
-        assert home.agentfuse(*recover).returncode == 75
+    with receiving(authority, port=dead_port) as receiver:
         done = home.agentfuse(*recover)
-        assert (done.returncode, receiver.paths()) == (0, ["a", "b", "a", "b"])
+        assert (done.returncode, receiver.paths()) == (0, ["a", "b"])
         assert f"sent 2 events of execution {home.execution}" in done.stderr
-        assert "sent" not in home.agentfuse(*recover).stderr
-
-
-def test_a_mount_with_a_bad_secret_does_not_start_and_says_why(new_home: Make, authority: trustme.CA) -> None:
-    home = with_webhook(new_home(), "https://localhost/", authority)
-    (home.base / "webhook.secret").write_text("hunter2")
-    done = home.agentfuse(*home.mount_command()[1:])
-    assert done.returncode == 78
-    assert "openssl rand" in done.stderr
-    assert "hunter2" not in done.stderr
 
 
 def test_a_command_does_not_see_the_secret_in_its_environment(new_home: Make, authority: trustme.CA) -> None:
