@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from agentfuse.events.arrivals import Kind
 from agentfuse.regions import Creator
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -174,6 +175,32 @@ class EventsStatus(msgspec.Struct):
     followers: int
 
 
+class WebhookStatus(msgspec.Struct):
+    """A webhook: events ``delivered`` and attempts that ``failed`` since the mount.
+
+    ``backlog``: how many events it is behind; ``missed``: those of them that fell out of the log.
+    """
+
+    name: str
+    state: Literal["idle", "sending", "waiting", "disabled"]
+    delivered: int
+    failed: int
+    missed: int
+    backlog: int
+    last_error: str | None
+    next_try: float | None
+
+
+class InboxStatus(msgspec.Struct):
+    """An inbox: files ``taken`` since the mount, and those ``left`` there because they could not be."""
+
+    directory: str
+    region: str
+    taken: int
+    left: int
+    last_error: str | None
+
+
 class Status(msgspec.Struct):
     """A mount as its daemon describes it."""
 
@@ -191,6 +218,8 @@ class Status(msgspec.Struct):
     sync: dict[str, RegionSyncStatus]
     hydration: dict[str, Any]
     events: EventsStatus
+    webhooks: list[WebhookStatus]
+    inboxes: list[InboxStatus]
     fuse: dict[str, Any]
 
 
@@ -252,7 +281,7 @@ class Event(msgspec.Struct):
 
     seq: int
     time: float
-    kind: Literal["arrived", "modified", "moved", "deleted"]
+    kind: Kind
     mask: list[str]
     region: str
     path: str

@@ -40,9 +40,10 @@ def test_the_command_runs_in_the_home_and_stdout_is_its_own(host: Host) -> None:
         "print(os.environ['AGENTFUSE_AGENT'], os.environ['AGENTFUSE_EXECUTION'], *sorted(os.listdir()))"
     )
     done = host.run("run", "--agent", "a", "--execution", "e1", "--", PYTHON, "-c", program)
-    assert (done.returncode, done.stdout) == (0, "a e1 .agentfuse debug downloads shared uploads workspace\n"), (
-        done.stderr
-    )
+    assert (done.returncode, done.stdout) == (
+        0,
+        "a e1 .agentfuse debug downloads shared uploads workspace\n",
+    ), done.stderr
     assert private_directories(host) == []
 
 
