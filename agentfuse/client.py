@@ -198,7 +198,7 @@ class Home:
     def get_into(self, path: str, file: BinaryIO) -> int:
         """Write the content of a file into an open one; how many bytes that are.
 
-        Raises ``UnflushedError`` when it was cut off, having become shorter meanwhile.
+        Raises ``BusyError`` when it was cut off: it became shorter meanwhile, or the daemon ended.
         """
         size = 0
         with self._client.content(asks.get(path)) as pieces:

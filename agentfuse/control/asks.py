@@ -205,6 +205,17 @@ def map_httpx(path: Path) -> Iterator[None]:
         raise ended_early() from error
 
 
+@contextmanager
+def whole_content() -> Iterator[None]:
+    """Turns the end of an answer before its time into the error of a content that is not whole."""
+    try:
+        yield
+    except CutOffError as error:
+        raise BusyError(
+            "the content was cut off: the file became shorter, or the daemon ended", hint="try again"
+        ) from error
+
+
 def ended_early() -> CutOffError:
     """The error of an answer that was cut off."""
     return CutOffError(

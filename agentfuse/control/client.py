@@ -56,8 +56,8 @@ class ControlClient:
 
     @contextmanager
     def content(self, ask: Ask[bytes]) -> Iterator[Iterator[bytes]]:
-        """A content in pieces."""
-        with self.opened(ask, deadline_s=CONTENT_DEADLINE_S) as response:
+        """A content in pieces. ``BusyError`` when it ends too early."""
+        with asks.whole_content(), self.opened(ask, deadline_s=CONTENT_DEADLINE_S) as response:
             yield response.iter_raw()
 
     def metrics(self) -> str:
@@ -171,8 +171,9 @@ class AsyncControlClient:
     @asynccontextmanager
     async def content(self, ask: Ask[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
         """As ``ControlClient.content``."""
-        async with self.opened(ask, deadline_s=CONTENT_DEADLINE_S) as response:
-            yield response.aiter_raw()
+        with asks.whole_content():
+            async with self.opened(ask, deadline_s=CONTENT_DEADLINE_S) as response:
+                yield response.aiter_raw()
 
     async def lines(self, ask: Ask[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
         """An answer line by line, empty ones for heartbeats."""

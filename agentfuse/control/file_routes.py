@@ -155,7 +155,7 @@ async def _move(control: MountControl, call: Call[AnyQuery, MoveRequest]) -> Rep
 
 def _position(cursor: str) -> bytes:
     try:
-        return base64.urlsafe_b64decode(cursor.encode("ascii"))
+        return base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise UsageError("the cursor is none of ours", hint="pass on the one of the answer before") from None
 

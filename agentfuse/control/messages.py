@@ -14,6 +14,7 @@ from agentfuse.events.arrivals import Kind
 from agentfuse.regions import Creator
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
+_Quota = Annotated[int, msgspec.Meta(ge=0, le=2**60)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
 OnCollision = Literal["replace", "refuse", "number"]
 """When a name is taken: what has it is replaced, or the new file is refused, or gets ``name (1).ext``."""
@@ -61,8 +62,8 @@ class UnmountRequest(msgspec.Struct, forbid_unknown_fields=True):
 class QuotaChange(msgspec.Struct, forbid_unknown_fields=True):
     """New quotas of a region; what is left out stays."""
 
-    bytes_quota: _Count | None = None
-    files_quota: _Count | None = None
+    bytes_quota: _Quota | None = None
+    files_quota: _Quota | None = None
 
 
 class LogLevel(msgspec.Struct, forbid_unknown_fields=True):
