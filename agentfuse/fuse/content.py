@@ -30,8 +30,8 @@ class Content:
         self._handles: dict[int, Handle] = {}
         self._next = 1
 
-    def open(self, inode: Inode, flags: int) -> int:
-        """One more opener of a regular file; the number of its handle.
+    def open(self, inode: Inode, flags: int, opener: int = 0) -> int:
+        """One more opener of a regular file, a thread by its number; the number of its handle.
 
         Raises ``OSError``, ESTALE for a file that is gone.
         """
@@ -51,7 +51,7 @@ class Content:
                 if file.openers == 0:
                     file.close()
                 raise
-        return self._opened(file, flags)
+        return self._opened(file, flags, opener)
 
     def adopt(self, inode: Inode, fd: int, flags: int) -> int:
         """The handle of the first opener of a file that was just created as ``fd``, empty."""
@@ -60,18 +60,18 @@ class Content:
         self._note_change(file)
         return self._opened(file, flags)
 
-    def _opened(self, file: OpenFile, flags: int) -> int:
+    def _opened(self, file: OpenFile, flags: int, opener: int = 0) -> int:
         file.inode.file = file
         file.openers += 1
         number = self._next
         self._next += 1
-        handle = self._handles[number] = Handle(file, flags)
+        handle = self._handles[number] = Handle(file, flags, opener)
         file.writers += handle.writes
         return number
 
     def release(self, number: int) -> None:
         """An opener has closed. With the last one a nameless file's charge is given back."""
-        handle = self._get(number)
+        handle = self.handle(number)
         file = handle.file
         del self._handles[number]
         file.openers -= 1
@@ -93,7 +93,7 @@ class Content:
 
     def read(self, number: int, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes; fewer only at the end of the file."""
-        file = self._get(number).file
+        file = self.handle(number).file
         inode = file.inode
         inode.answer = None  # reading moves the access time
         data = os.pread(file.reading_fd, size, offset)
@@ -106,7 +106,7 @@ class Content:
         Raises ``QuotaExceededError`` when there is room for none, or, with O_DIRECT, not for all: the
         kernel would make EIO of a direct write that fell short. ``OSError`` as the disk answers.
         """
-        handle = self._get(number)
+        handle = self.handle(number)
         file = handle.file
         inode = file.inode
         inode.answer = None
@@ -190,9 +190,10 @@ class Content:
 
     def fd_to_sync(self, number: int) -> int:
         """A descriptor for fsync: it stays open as long as the handle does."""
-        return self._get(number).file.fd
+        return self.handle(number).file.fd
 
-    def _get(self, number: int) -> Handle:
+    def handle(self, number: int) -> Handle:
+        """What is open by this number. Raises ``OSError(EBADF)``."""
         try:
             return self._handles[number]
         except KeyError:

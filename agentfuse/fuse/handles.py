@@ -105,12 +105,16 @@ class OpenFile:
 
 
 class Handle:
-    """One open file description of the kernel's, opened with ``flags``. ``direct``: with O_DIRECT."""
+    """One open file description of the kernel's, opened with ``flags``. ``direct``: with O_DIRECT.
 
-    __slots__ = ("direct", "file", "writes")
+    ``opener`` is the thread that opened it, by its number: reads and writes do not say whose they are.
+    """
 
-    def __init__(self, file: OpenFile, flags: int) -> None:
+    __slots__ = ("direct", "file", "opener", "writes")
+
+    def __init__(self, file: OpenFile, flags: int, opener: int) -> None:
         self.file = file
+        self.opener = opener
         self.direct = bool(flags & os.O_DIRECT)
         self.writes = flags & os.O_ACCMODE != os.O_RDONLY
 

@@ -65,6 +65,7 @@ class Operations(pyfuse3.Operations):
         self.tally = Tally()
         self.gate = Gate()
         self._fs = filesystem
+        self.filesystem = filesystem
         self._content = filesystem.content
         self._inodes = filesystem.inodes
         self._xattrs = xattrs
@@ -77,6 +78,10 @@ class Operations(pyfuse3.Operations):
         self._listings: dict[int, Listing] = {}
         self._next_listing = 1
         self._fsync_limiter = trio.CapacityLimiter(8)
+
+    def listing(self, fh: int) -> Listing:
+        """An open directory, by the number of its handle."""
+        return self._listings[fh]
 
     def init(self) -> None:
         """The kernel has said hello: from now on it sends requests."""
@@ -234,6 +239,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         self._admit(ctx, parent_inode, name)
         inode, st, handle = self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
+        self._content.handle(handle).opener = ctx.pid
         return FileInfo(fh=handle), attributes(inode, st)
 
     @slow_handler
@@ -246,7 +252,7 @@ class Operations(pyfuse3.Operations):
             await self._ready(node, writing=writing, emptying=bool(flags & os.O_TRUNC))
         if node.account.is_platforms and (content := self._content_of(node.name)) is not None:
             self._fs.make_anew(node, content)
-        return FileInfo(fh=self._content.open(node, flags))
+        return FileInfo(fh=self._content.open(node, flags, ctx.pid))
 
     async def _ready(self, inode: Inode, *, writing: bool, emptying: bool) -> None:
         """Wait until the home may change, and this file may be opened, or emptied, if it is to be.

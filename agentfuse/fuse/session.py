@@ -20,6 +20,7 @@ from agentfuse.fuse.inodes import InodeTable
 from agentfuse.fuse.names import complete_files
 from agentfuse.fuse.operations import Operations
 from agentfuse.fuse.tally import Tally
+from agentfuse.fuse.tracing import Tracer
 from agentfuse.fuse.xattrs import Xattrs
 from agentfuse.home.creators import Creator, Creators
 from agentfuse.home.observer import Found
@@ -50,7 +51,10 @@ class SessionOptions:
 
 
 class Session:
-    """A mounted home. Make it with ``mounted``; run it once; stop it from the trio thread."""
+    """A mounted home. Make it with ``mounted``; run it once; stop it from the trio thread.
+
+    ``tracer`` tells of its requests.
+    """
 
     def __init__(self, tree: Path, ledger: Ledger, hydration: Hydration, options: SessionOptions) -> None:
         self.ledger = ledger
@@ -77,6 +81,7 @@ class Session:
             creator_of=options.creator_of,
             content_of=options.content_of,
         )
+        self.tracer = Tracer(self._operations, self._region_of)
         hydration.passed = self._operations.gate.passed
         hydration.absent.on_here = self._tell_anew
 
@@ -166,6 +171,9 @@ class Session:
         inode = self._inodes.find(ino)
         if inode is not None:
             inode.answer = None
+
+    def _region_of(self, path: bytes) -> str:
+        return self.ledger.of_root_entry(path.partition(b"/")[0]).name
 
     def _free_bytes(self) -> int:
         disk = os.fstatvfs(self._root_fd)
