@@ -5,7 +5,7 @@ Looks at the parts of a mount and starts what they can do; when a mount lives an
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager
@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 import trio
 
 from agentfuse import mountpoint as mountpoints
+from agentfuse.control.contract import Wanted
 from agentfuse.control.messages import Level
 from agentfuse.control.registry import MountRecord
 from agentfuse.errors import BusyError, NotFoundError
@@ -28,6 +29,7 @@ from agentfuse.fuse.session import Session
 from agentfuse.home.quota import Account
 from agentfuse.inspection import Live, check_rest, check_still
 from agentfuse.livefiles import LiveFiles
+from agentfuse.logs import set_level
 from agentfuse.metrics import readings
 from agentfuse.metrics.exposition import render
 from agentfuse.metrics.publishing import Scrapes
@@ -37,6 +39,8 @@ from agentfuse.sync.background import RegionSync
 from agentfuse.sync.keeper import HomeKeeper
 from agentfuse.sync.reports import CommitReport
 from agentfuse.sync.synced import told
+from agentfuse.tracing import trace
+from agentfuse.watching import watch
 
 HELD_ELSEWHERE_S = 2.0
 """How long after an unmount the kernel may take before somebody else must be holding the mount."""
@@ -46,6 +50,7 @@ CAUGHT_UP_S = 5.0
 """How long a check, and whoever waits for it, gives what happened to get into the log of events."""
 
 _HEARTBEAT_S = 1.0
+_EVENTS_SHOWN = 8
 
 
 class Leases:
@@ -140,6 +145,19 @@ class Operators:
         ]
         write = partial(render, found, agent=self.record.agent, execution=self.record.execution)
         return await trio.to_thread.run_sync(write, limiter=self.rendering)
+
+    def trace(self, wanted: Wanted, *, for_s: float | None) -> AsyncGenerator[list[dict[str, object]], None]:
+        """Requests as they happen; see ``tracing.trace``."""
+        return trace(self.session.tracer, wanted, for_s=for_s)
+
+    def watch(self, *, interval_s: float) -> AsyncGenerator[dict[str, object], None]:
+        """What the mount did in each interval, and what it is at its end."""
+
+        def now() -> dict[str, object]:
+            events = [json.loads(line.text) for line in self.feed.recent(_EVENTS_SHOWN)]
+            return {"status": self.status(), "events": events}
+
+        return watch(self.session.tracer, now, interval_s=interval_s)
 
     def regions(self) -> list[dict[str, object]]:
         """The regions with their settings and their use."""
@@ -266,7 +284,7 @@ class Operators:
 
     def set_log_level(self, level: Level) -> None:
         """Log from this level on, until this process ends."""
-        logging.getLogger("agentfuse").setLevel(level.upper())
+        set_level(level)
 
     def dump(self) -> str:
         """What every thread and every task does, for people."""

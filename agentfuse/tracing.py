@@ -9,32 +9,16 @@ import fnmatch
 import math
 import re
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 
 import trio
 
+from agentfuse.control.contract import Wanted
 from agentfuse.errors import UsageError
 from agentfuse.fuse.tracing import TRACED, Traced, Tracer
 
 HEARTBEAT_S = 1.0
 _MOST_WAITING = 8192
 _BATCH = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which requests: all of what is set must hold. ``path`` is a glob whose ``*`` matches slashes, too."""
-
-    operations: frozenset[str] = frozenset()
-    path: str | None = None
-    pid: int | None = None
-    region: str | None = None
-    errors: bool = False
-
-    def check(self) -> None:
-        """Raise ``UsageError`` for an operation that there is none of."""
-        for operation in sorted(self.operations - set(TRACED)):
-            raise UsageError(f"no operation {operation!r} is traced", hint=f"there are {', '.join(TRACED)}")
 
 
 async def trace(
@@ -45,7 +29,8 @@ async def trace(
     What a reader is too slow for is lost, and counted in a value ``{"lost": n}`` where it would have been.
     Raises ``UsageError``.
     """
-    wanted.check()
+    for operation in sorted(wanted.operations - set(TRACED)):
+        raise UsageError(f"no operation {operation!r} is traced", hint=f"there are {', '.join(TRACED)}")
     reader = _Reader(wanted)
     until = math.inf if for_s is None else trio.current_time() + for_s
     with tracer.listening(reader.hear):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -70,8 +71,8 @@ class _Share:
     def add(self, traced: Traced) -> None:
         """Count a request."""
         self.requests += 1
-        if traced.errno:
-            self.errors += 1
+        if traced.errno:  # to look for a name in vain is how programs find out that there is none
+            self.errors += (traced.operation, traced.errno) != ("lookup", errno.ENOENT)
         elif traced.operation == "read":
             self.read_bytes += traced.size or 0
         elif traced.operation == "write":
@@ -132,9 +133,9 @@ def _ns_of(step: int) -> int:
 
 
 async def watch(
-    tracer: Tracer, status: Callable[[], dict[str, object]], *, interval_s: float
+    tracer: Tracer, now: Callable[[], dict[str, object]], *, interval_s: float
 ) -> AsyncGenerator[dict[str, object], None]:
-    """A summary of each interval, with the ``status`` at its end, for as long as it is drawn."""
+    """For each interval a summary, as ``activity``, and what is so at its end; for as long as it is drawn."""
     summary = Summary()
 
     def hear(traced: Traced) -> None:
@@ -145,5 +146,5 @@ async def watch(
         while True:
             await trio.sleep(interval_s)
             done, summary, until = summary, Summary(), trio.current_time()
-            yield {"activity": done.as_dict(until - begun), "status": status()}
+            yield {"activity": done.as_dict(until - begun), **now()}
             begun = until

@@ -47,6 +47,8 @@ _VERBS = {
     "quota": "operate",
     "log-level": "operate",
     "dump": "operate",
+    "trace": "trace",
+    "watch": "watch",
     "sync": "sync",
     "recover": "sync",
     "doctor": "doctor",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from agentfuse.cli import options
 from agentfuse.cli.output import note, print_json, say
@@ -20,9 +21,10 @@ from agentfuse.control.registry import PublishedMount, Registry, open_registry
 from agentfuse.errors import AgentfuseError, BusyError
 from agentfuse.home.tree import list_homes
 
-_DEADLINE_S = 3.0
-_ASKED_AT_ONCE = 16
+_DEADLINE_S = 2.0
+_ASKED_AT_ONCE = 64
 _BUSIEST = 8
+_NEARLY_FULL = 0.8
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +38,7 @@ def ps(*, json: options.Json = False, state: options.State = None, config: optio
     """List the mounts of this host, and the homes whose work is not in the store yet."""
     settings = options.configure(config=config, state=state)
     mounts = open_registry(os.environ).list()
-    with ThreadPoolExecutor(_ASKED_AT_ONCE) as asking:  # each may be slow to answer, or dead
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as asking:  # each may hang, and none waits for another
         rows = list(asking.map(_mount_row, mounts))
     states = {settings.state, *(Path(entry.record.state) for entry in mounts)}
     rows += _unflushed_rows(sorted(states), {str(row["execution"]) for row in rows})
@@ -46,7 +48,7 @@ def ps(*, json: options.Json = False, state: options.State = None, config: optio
         say("nothing is mounted, and nothing is unflushed")
     else:
         print_table(
-            ("AGENT", "EXECUTION", "MOUNTPOINT", "PID", "UPTIME", "SHARED", "UNSYNCED", "SNAPSHOT", "STATE"),
+            ("AGENT", "EXECUTION", "MOUNTPOINT", "PID", "UPTIME", "USE", "UNSYNCED", "SNAPSHOT", "HEALTH"),
             [_ps_cells(row) for row in rows],
             right=("PID", "UPTIME"),
         )
@@ -62,13 +64,13 @@ def status(mountpoint: options.Mountpoint, *, json: options.Json = False) -> Non
     cells = [(name, answer[name]) for name in facts if name in answer]
     cells.append(("uptime", duration(time.time() - float(answer["started_at"]))))
     cells.append(("memory", format_size(int(answer["rss_bytes"]))))
-    cells.append(("contents", _arrived(answer["hydration"])))
+    cells.append(("contents", arrived(answer["hydration"])))
     print_table(("", ""), cells)
     say("")
-    print_table(("REGION", "BYTES", "", "FILES", ""), [_region_cells(*item) for item in _regions(answer)])
+    print_table(("REGION", "BYTES", "", "FILES", ""), [region_cells(*item) for item in _regions(answer)])
     for region, sync in answer["sync"].items():
         say("")
-        print_table(("SYNC", region + "/"), _sync_cells(sync))
+        print_table(("SYNC", region + "/"), sync_cells(sync))
     for kind, name in (("webhooks", "name"), ("inboxes", "directory")):
         for each in answer[kind]:
             say("")
@@ -85,7 +87,7 @@ def df(
     *,
     json: options.Json = False,
 ) -> None:
-    """Show how full each region of each mount is."""
+    """Show how full each region of each mount is, and warn from 80 % on."""
     registry = open_registry(os.environ)
     if mountpoints:
         answers = [_ask(registry, mountpoint) for mountpoint in mountpoints]
@@ -98,6 +100,7 @@ def df(
                 {name: answer[name] for name in where}
                 | {"region": region, "sync": answer["sync"].get(region)}
                 | use
+                | {"nearly_full": _fraction(use) >= _NEARLY_FULL}
                 for answer in answers
                 for region, use in _regions(answer)
             ]
@@ -108,11 +111,12 @@ def df(
         print_table(
             ("MOUNTPOINT", "REGION", "BYTES", "", "FILES", "", "UNSYNCED"),
             [
-                (answer["mountpoint"], *_region_cells(*item), _unsynced(answer["sync"].get(item[0])))
+                (answer["mountpoint"], *region_cells(*item), _unsynced(answer["sync"].get(item[0])))
                 for answer in answers
                 for item in _regions(answer)
             ],
         )
+        _warn(answers)
 
 
 def _ask(registry: Registry, mountpoint: str) -> dict[str, Any]:
@@ -128,7 +132,7 @@ def _try_to_ask(entry: PublishedMount) -> dict[str, Any] | None:
         return None
 
 
-def _arrived(hydration: dict[str, Any]) -> str:
+def arrived(hydration: dict[str, Any]) -> str:
     """How far the contents of what was restored are here, in a few words."""
     absent = int(hydration["absent_files"])
     if not absent:
@@ -143,7 +147,7 @@ def _regions(answer: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
     return list(answer["regions"].items())
 
 
-def _region_cells(name: str, use: dict[str, int]) -> tuple[object, ...]:
+def region_cells(name: str, use: dict[str, int]) -> tuple[object, ...]:
     return (
         name,
         used_of(use["bytes_used"], use["bytes_quota"]),
@@ -151,6 +155,40 @@ def _region_cells(name: str, use: dict[str, int]) -> tuple[object, ...]:
         f"{use['files_used']} of {use['files_quota']}",
         share(use["files_used"], use["files_quota"]),
     )
+
+
+def _use(regions: dict[str, dict[str, int]] | None) -> Text:
+    """What regions hold, if anything: ``shared 2 KiB, downloads 466 MiB (93%)``, coloured from 80 % on."""
+    told = Text()
+    for name, use in (regions or {}).items():
+        if use["bytes_used"] or _fraction(use) >= _NEARLY_FULL:
+            told.append(", " if told else "")
+            fraction = _fraction(use)
+            style = "red" if fraction >= 1 else "yellow" if fraction >= _NEARLY_FULL else ""
+            full = f" ({int(fraction * 100)}%)" if fraction >= _NEARLY_FULL else ""
+            told.append(f"{name} {format_size(use['bytes_used'])}{full}", style=style)
+    return told or Text("-")
+
+
+def _fraction(use: dict[str, int]) -> float:
+    """How full a region is, in bytes or in files, whichever is more."""
+    shares = [
+        use[f"{what}_used"] / use[f"{what}_quota"] if use[f"{what}_quota"] else float(use[f"{what}_used"] > 0)
+        for what in ("bytes", "files")
+    ]
+    return max(shares)
+
+
+def _warn(answers: Iterable[dict[str, Any]]) -> None:
+    for answer in answers:
+        for name, use in _regions(answer):
+            if _fraction(use) >= _NEARLY_FULL:
+                left = max(0, use["bytes_quota"] - use["bytes_used"])
+                files = max(0, use["files_quota"] - use["files_used"])
+                note(
+                    f"agentfuse: {answer['mountpoint']}: {name} is {int(_fraction(use) * 100)}% full, "
+                    f"{format_size(left)} and {count(files, 'file')} are left"
+                )
 
 
 def _unsynced(sync: dict[str, Any] | None) -> str:
@@ -163,7 +201,7 @@ def _unsynced(sync: dict[str, Any] | None) -> str:
     return f"{files}, {size}, {duration(sync['oldest_unsynced_s'])}"
 
 
-def _sync_cells(sync: dict[str, Any]) -> list[tuple[str, object]]:
+def sync_cells(sync: dict[str, Any]) -> list[tuple[str, object]]:
     cells: list[tuple[str, object]] = [("state", sync["state"]), ("unsynced", _unsynced(sync))]
     if sync["synced_at"] is not None:
         ago = duration(time.time() - sync["synced_at"])
@@ -182,7 +220,10 @@ def _hook_cells(state: dict[str, Any], name: str) -> list[tuple[str, object]]:
 
 
 def _mount_row(entry: PublishedMount) -> dict[str, object]:
-    """A published mount as ``ps`` tells it; asks its daemon, but never waits long."""
+    """A published mount as ``ps`` tells it; asks its daemon, but never waits long.
+
+    ``state``: live, flushing, ending, hung (it does not answer) or dead.
+    """
     record = entry.record
     row: dict[str, object] = {
         "agent": record.agent,
@@ -200,7 +241,7 @@ def _mount_row(entry: PublishedMount) -> dict[str, object]:
             answer = ControlClient(entry.socket, deadline_s=_DEADLINE_S).status()
             row |= {name: answer[name] for name in ("state", "regions", "sync")}
         except BusyError:
-            row["state"] = "not answering"
+            row["state"] = "hung"
         except AgentfuseError:
             row["state"] = "ending"
     return row
@@ -245,7 +286,6 @@ def _homes(state: Path) -> list[Any]:
 
 
 def _ps_cells(row: dict[str, Any]) -> tuple[object, ...]:
-    shared = row["regions"]["shared"] if row["regions"] else None
     sync = row["sync"]["shared"] if row["sync"] else None
     return (
         row["agent"],
@@ -253,7 +293,7 @@ def _ps_cells(row: dict[str, Any]) -> tuple[object, ...]:
         row["mountpoint"] or "-",
         row["pid"] or "-",
         "-" if row["uptime_s"] is None else duration(row["uptime_s"]),
-        used_of(shared["bytes_used"], shared["bytes_quota"]) if shared else "-",
+        _use(row["regions"]),
         _unsynced(sync) if sync else "-",
         sync["snapshot"] or "-" if sync else "-",
         row["state"] + (", not syncing" if sync and sync["error"] else ""),

@@ -6,7 +6,7 @@ So the blocking and the asynchronous client are the same but for waiting. Vendor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +149,27 @@ def move(source: str, target: str, *, creator: str, on_collision: OnCollision) -
 def events(*, since: int | None, region: str | None, follow: bool) -> Ask[dict[str, Any]]:
     """Events, one a line."""
     return Ask("GET", f"/v1/events{_query(since=since, region=region, follow=int(follow))}", dict[str, Any])
+
+
+def trace(
+    *,
+    operations: Iterable[str],
+    path: str | None,
+    pid: int | None,
+    region: str | None,
+    errors: bool,
+    for_s: float | None,
+) -> Ask[dict[str, Any]]:
+    """Requests of the kernel, one a line."""
+    query = _query(
+        op=",".join(operations), path=path, pid=pid, region=region, errors=int(errors), for_s=for_s
+    )
+    return Ask("GET", f"/v1/trace{query}", dict[str, Any])
+
+
+def watch(interval_s: float) -> Ask[dict[str, Any]]:
+    """Intervals, one a line."""
+    return Ask("GET", f"/v1/watch{_query(interval_s=interval_s)}", dict[str, Any])
 
 
 def sync(timeout_s: float | None) -> Ask[dict[str, Any]]:

@@ -65,6 +65,29 @@ class ControlClient:
         with self.opened(asks.metrics()) as response:
             return response.read().decode()
 
+    def trace(
+        self,
+        *,
+        operations: Iterable[str] = (),
+        path: str | None = None,
+        pid: int | None = None,
+        region: str | None = None,
+        errors: bool = False,
+        for_s: float | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Requests of the kernel as they happen, from the first, empty one on; empty ones are heartbeats."""
+        ask = asks.trace(operations=operations, path=path, pid=pid, region=region, errors=errors, for_s=for_s)
+        return self._lines(ask)
+
+    def watch(self, *, interval_s: float) -> Iterator[dict[str, Any]]:
+        """What happened in each interval: {"activity": ..., "status": ..., "events": [...]}."""
+        return self._lines(asks.watch(interval_s))
+
+    def _lines(self, ask: Ask[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        with self.opened(ask) as response:
+            for text in response.iter_lines():
+                yield asks.line_of(text)
+
     def events(
         self, *, since: int | None = None, region: str | None = None, follow: bool = False
     ) -> Generator[dict[str, Any], None, None]:

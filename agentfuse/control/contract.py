@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from agentfuse.control.eventstream import EventLine
@@ -43,6 +44,20 @@ class Content(Protocol):
 
     async def aclose(self) -> None:
         """Close it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which requests somebody follows: all of what is set must hold.
+
+    ``path`` is a glob below the mountpoint, whose ``*`` matches slashes, too.
+    """
+
+    operations: frozenset[str] = frozenset()
+    path: str | None = None
+    pid: int | None = None
+    region: str | None = None
+    errors: bool = False
 
 
 class FilesControl(Protocol):
@@ -101,6 +116,12 @@ class MountControl(Protocol):
 
     async def set_quota(self, region: str, *, bytes_quota: int | None, files_quota: int | None) -> None:
         """Change what a region may hold, for as long as its execution is mounted on this host."""
+
+    def trace(self, wanted: Wanted, *, for_s: float | None) -> AsyncGenerator[list[dict[str, object]], None]:
+        """Requests of the kernel as they happen, for so long; an empty list while there are none."""
+
+    def watch(self, *, interval_s: float) -> Lines:
+        """What happened in each interval, for as long as this is drawn."""
 
     def events(self, *, since: int | None, region: str | None, follow: bool) -> Events:
         """Events numbered higher than ``since``, as they come; an empty list while there are none.

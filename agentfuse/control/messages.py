@@ -39,6 +39,25 @@ class EventsQuery(msgspec.Struct, forbid_unknown_fields=True):
     follow: bool = False
 
 
+class TraceQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """Which requests are wanted, all of them if nothing is said; ``op``: names with commas in between,
+    ``path``: a glob, ``for_s``: for so long.
+    """
+
+    op: str = ""
+    path: str | None = None
+    pid: int | None = None
+    region: str | None = None
+    errors: bool = False
+    for_s: _Seconds | None = None
+
+
+class WatchQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """How long each interval is."""
+
+    interval_s: Annotated[float, msgspec.Meta(ge=0.1, le=10)] = 1.0
+
+
 class SyncRequest(msgspec.Struct, forbid_unknown_fields=True):
     """How long a sync may take."""
 
@@ -312,3 +331,31 @@ class OpenApi(msgspec.Struct):
     info: dict[str, Any]
     paths: dict[str, Any]
     components: dict[str, Any]
+
+
+class TracedRequest(msgspec.Struct):
+    """One request of the kernel: what was asked, by whom, and how it went.
+
+    ``pid`` is the process's; of reads and writes, its that opened the file. ``path`` is below the mountpoint,
+    null for a file without a name; ``errno`` is a name like EDQUOT, null when all went well.
+    """
+
+    time: float
+    operation: str
+    pid: int | None
+    process: str | None
+    region: str | None
+    path: str | None
+    to: str | None
+    offset: int | None
+    size: int | None
+    errno: str | None
+    duration_us: float
+
+
+class Frame(msgspec.Struct):
+    """One interval: rates and latencies, in all and of the busiest operations, files and processes."""
+
+    activity: dict[str, Any]
+    status: Status
+    events: list[Event]

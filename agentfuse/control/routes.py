@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentfuse.control import file_routes, mount_routes
+from agentfuse.control import activity_routes, file_routes, mount_routes
 from agentfuse.control.contract import MountControl
 from agentfuse.control.messages import AnyQuery, Nothing, OpenApi
 from agentfuse.control.openapi import document
@@ -18,6 +18,7 @@ async def _openapi(control: MountControl, call: Call[AnyQuery, Nothing]) -> Repl
 ROUTES: tuple[AnyRoute, ...] = (
     Route("GET", "/v1/openapi.json", _openapi, OpenApi),
     *mount_routes.ROUTES,
+    *activity_routes.ROUTES,
     *file_routes.ROUTES,
 )
 

@@ -89,6 +89,10 @@ class EventFeed:
         """The newest events, in order. Blocking."""
         return self._read(max(0, self._newest - limit), limit) if self._newest else []
 
+    def recent(self, limit: int) -> list[Line]:
+        """The newest events of this mount, in order, as far as they are in memory."""
+        return self._recent[-limit:]
+
     # What happens ----------------------------------------------------------------------------------
 
     def observer(self, region: str, look: Look) -> RegionObserver:

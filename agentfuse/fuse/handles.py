@@ -120,10 +120,14 @@ class Handle:
 
 
 class Listing:
-    """An open directory: its names as of when reading it (last) began, so that offsets stay stable."""
+    """An open directory: its names as of when reading it (last) began, so that offsets stay stable.
 
-    __slots__ = ("inode", "names")
+    ``opener`` is the thread that opened it, by its number.
+    """
 
-    def __init__(self, inode: Inode) -> None:
+    __slots__ = ("inode", "names", "opener")
+
+    def __init__(self, inode: Inode, opener: int = 0) -> None:
         self.inode = inode
+        self.opener = opener
         self.names: list[bytes] = []

@@ -311,7 +311,7 @@ class Operations(pyfuse3.Operations):
     def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         handle = self._next_listing
         self._next_listing += 1
-        self._listings[handle] = Listing(self._inodes.get(inode))
+        self._listings[handle] = Listing(self._inodes.get(inode), ctx.pid)
         return handle
 
     @handler

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyfuse3 import EntryAttributes, FUSEError, RequestContext
 
-from agentfuse.fuse.inodes import Inode
 from agentfuse.processes import Process, Processes
 
 if TYPE_CHECKING:
@@ -220,8 +219,8 @@ def _of_write(operations: Operations, args: Sequence[Any]) -> Subject:
 
 
 def _of_listing(operations: Operations, args: Sequence[Any]) -> Subject:
-    directory: Inode = operations.listing(args[0]).inode
-    return Subject(directory.path())
+    listing = operations.listing(args[0])
+    return Subject(listing.inode.path(), thread=listing.opener)
 
 
 def _of_nothing(operations: Operations, args: Sequence[Any]) -> Subject:

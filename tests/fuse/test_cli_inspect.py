@@ -53,9 +53,9 @@ def test_ps_shows_the_living_the_dead_and_the_unflushed(host: Host) -> None:
     assert row["regions"]["shared"]["bytes_used"] == 2048
     table = host.run("ps").stdout.splitlines()
     assert table[0].split() == [
-        "AGENT", "EXECUTION", "MOUNTPOINT", "PID", "UPTIME", "SHARED", "UNSYNCED", "SNAPSHOT", "STATE",
+        "AGENT", "EXECUTION", "MOUNTPOINT", "PID", "UPTIME", "USE", "UNSYNCED", "SNAPSHOT", "HEALTH",
     ]  # fmt: skip
-    assert "2 KiB of 50 MiB" in table[1]
+    assert "shared 2 KiB" in table[1]
     host.kill()
     assert [row["state"] for row in answer(host, "ps")] == ["dead"]
     host.run("umount", host.home)
@@ -69,7 +69,7 @@ def test_nothing_waits_for_a_daemon_that_hangs(host: Host) -> None:
     pid = host.mount()
     os.kill(pid, signal.SIGSTOP)
     try:
-        assert [row["state"] for row in answer(host, "ps")] == ["not answering"]
+        assert [row["state"] for row in answer(host, "ps")] == ["hung"]
         for verb in ("status", "df"):
             done = host.run(verb, host.home)
             assert done.returncode == 75

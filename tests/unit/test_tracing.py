@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import trio
 
+from agentfuse.control.contract import Wanted
 from agentfuse.errors import UsageError
 from agentfuse.fuse.tracing import Listener, Traced
 from agentfuse.processes import Process, Processes
-from agentfuse.tracing import _MOST_WAITING, Wanted, trace
+from agentfuse.tracing import _MOST_WAITING, trace
 from agentfuse.watching import Summary, watch
 
 
@@ -148,7 +149,7 @@ def test_a_quiet_interval_has_no_latency() -> None:
 
 async def test_each_interval_is_summed_up_by_itself(autojump_clock: object) -> None:
     tracer = FakeTracer()
-    frames = watch(tracer, lambda: {"state": "live"}, interval_s=2.0)  # type: ignore[arg-type]
+    frames = watch(tracer, lambda: {"status": {"state": "live"}}, interval_s=2.0)  # type: ignore[arg-type]
     found: list[dict[str, Any]] = []
 
     async def draw() -> None:
