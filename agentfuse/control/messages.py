@@ -336,8 +336,8 @@ class OpenApi(msgspec.Struct):
 class TracedRequest(msgspec.Struct):
     """One request of the kernel: what was asked, by whom, and how it went.
 
-    ``pid`` is the process's; of reads and writes, its that opened the file. ``path`` is below the mountpoint,
-    null for a file without a name; ``errno`` is a name like EDQUOT, null when all went well.
+    ``pid`` is the process's; of reads and writes, that of who opened the file. ``path`` is below the
+    mountpoint, null for a file without a name; ``errno`` is a name like EDQUOT, null when all went well.
     """
 
     time: float

@@ -82,6 +82,51 @@ def test_nothing_waits_for_a_daemon_that_hangs(host: Host) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
+def test_a_daemon_that_hangs_keeps_nobody_from_being_shown(host: Host) -> None:
+    pids = {}
+    for number in range(4):
+        home = host.base / f"home-{number}"
+        home.mkdir()
+        done = host.run("mount", home, "--agent", f"a{number}", "--background")
+        assert done.returncode == 0, done.stderr
+        pids[f"a{number}"] = host.registry.find(home).record.pid
+    (host.base / "home-3/workspace/x").write_bytes(b"x" * 2048)
+    hung = ["a0", "a1", "a2"]
+    for agent in hung:
+        os.kill(pids[agent], signal.SIGSTOP)
+    try:
+        rows = {row["agent"]: row for row in answer(host, "ps")}
+        text = host.run("ps").stdout
+    finally:
+        for agent in hung:
+            os.kill(pids[agent], signal.SIGCONT)
+    assert {agent: row["state"] for agent, row in rows.items()} == dict.fromkeys(hung, "hung") | {
+        "a3": "live"
+    }
+    assert {agent: row["pid"] for agent, row in rows.items()} == pids
+    assert rows["a3"]["regions"]["workspace"]["bytes_used"] == 2048
+    assert "workspace 2 KiB" in text
+
+
+def test_df_and_ps_warn_from_80_percent_on(host: Host) -> None:
+    (host.base / "config.toml").write_text(
+        "[regions.uploads]\nbytes = 1000\n[regions.downloads]\nfiles = 4\n"
+    )
+    host.mount()
+    (host.home / "uploads/x").write_bytes(b"x" * 799)
+    assert host.run("df").stderr == ""
+    (host.home / "uploads/x").write_bytes(b"x" * 930)
+    for name in "1234":
+        (host.home / "downloads" / name).touch()
+    rows = {row["region"]: row for row in answer(host, "df")}
+    assert {name for name, row in rows.items() if row["nearly_full"]} == {"uploads", "downloads"}
+    warned = host.run("df", host.home)
+    assert warned.returncode == 0
+    assert f"{host.home}: uploads is 93% full, 70 B and 49,999 files are left" in warned.stderr
+    assert f"{host.home}: downloads is 100% full, 500 MiB and 0 files are left" in warned.stderr
+    assert "uploads 930 B (93%)" in host.run("ps").stdout
+
+
 def test_status_is_one_object_with_what_is_promised(host: Host) -> None:
     pid = host.mount()
     (host.home / "workspace/x").write_bytes(b"12345")

@@ -408,3 +408,22 @@ def test_an_unmount_says_that_another_namespace_still_holds_the_mount(host: Host
             assert line
         holder.kill()
         assert waiting.wait(60) == 0
+
+
+def test_in_the_foreground_under_journald_every_line_has_a_priority_and_its_mount(host: Host) -> None:
+    reader, writer = os.pipe()
+    found = os.fstat(writer)
+    environment = {**host.environment, "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+    command = [sys.executable, "-m", "agentfuse", "mount", host.home, "--agent", "a", "--execution", "e1"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=writer)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as journal:
+        lines = [journal.readline()]
+        while "ready" not in lines[-1]:
+            lines.append(journal.readline())
+            assert lines[-1], lines
+        process.terminate()
+        lines += journal.readlines()
+    assert process.wait(60) == 0
+    assert all(line.startswith("<6>[a/e1] ") for line in lines), lines
+    assert lines[-1] == "<6>[a/e1] everything is durable\n"

@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -92,6 +94,25 @@ def test_what_fails_is_told_with_its_errno(home: Home) -> None:
     assert [(line["operation"], line["path"], line["offset"]) for line in failed] == [
         ("write", "downloads/big", 4096)
     ]
+
+
+def test_an_operation_that_had_to_wait_is_told_with_the_time_that_it_took(home: Home) -> None:
+    before = home.requests()["mkdir"]
+    with traced(home) as found, ThreadPoolExecutor(1) as making:
+        drain = client(home).drain(timeout_s=30, hold_s=30)
+        assert any("drained" in line for line in drain)  # from now on who wants to change something waits
+        made = making.submit((home.path / "workspace/late").mkdir)
+        while home.requests()["mkdir"] == before:
+            assert not made.done()
+        since = time.monotonic()
+        assert home.status()["state"] == "live"
+        waited_s = time.monotonic() - since
+        drain.close()
+        made.result(30)
+    (home.path / "workspace/late").rmdir()
+    (line,) = [line for line in found if line["operation"] == "mkdir"]
+    assert (line["path"], line["errno"]) == ("workspace/late", None)
+    assert line["duration_us"] >= waited_s * 1e6
 
 
 def test_a_handle_that_was_open_before_is_told_with_its_opener(home: Home) -> None:
