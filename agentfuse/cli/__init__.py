@@ -41,6 +41,7 @@ _VERBS = {
     "ps": "inspect",
     "status": "inspect",
     "df": "inspect",
+    "ls": "ls",
     "events": "events",
     "put": "files",
     "get": "files",

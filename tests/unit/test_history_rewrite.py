@@ -318,7 +318,10 @@ def test_a_snapshot_is_written_into_a_directory(tmp_path: Path, store: CountingS
     run.commit()
     snapshot = History(store, "a", "shared").read(1)
     export(store, snapshot, b"", tmp_path / "out", SILENT)
-    assert picture(tmp_path / "out") == picture(run.root)
+    without_creators = [
+        {path: each[:-1] for path, each in picture(root).items()} for root in (run.root, tmp_path / "out")
+    ]
+    assert without_creators[0] == without_creators[1]
     export(store, snapshot, b"a-b", tmp_path / "part", SILENT)
     assert (tmp_path / "part/hard").read_bytes() == b"6"
     export(store, snapshot, b"a/x", tmp_path / "file", SILENT)
