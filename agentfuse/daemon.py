@@ -180,7 +180,7 @@ class Mount:
             self._watchers,
             agent=spec.agent,
             timeout_s=config.flush_timeout_s,
-            needs_home=self._needs_home,
+            has_backlog=self._has_backlog,
         )
         self._syncs: list[RegionSync] = []
         self._pace = Pace(config.sync_delay_s, config.checkpoint_interval_s)
@@ -225,7 +225,7 @@ class Mount:
             bookmarks=bookmarks,
         )
 
-    def _needs_home(self) -> bool:
+    def _has_backlog(self) -> bool:
         return self._webhooks.has_backlog
 
     @contextlib.contextmanager

@@ -54,7 +54,7 @@ class Watchers:
 class FinalFlush:
     """Brings a home that is no longer mounted into the store; ``timeout_s`` is for how long that is tried.
 
-    ``needs_home``: whether what is in the home is needed even when everything is in the store.
+    ``has_backlog``: whether there are events in the home that webhooks have not taken.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class FinalFlush:
         *,
         agent: str,
         timeout_s: float,
-        needs_home: Callable[[], bool],
+        has_backlog: Callable[[], bool],
     ) -> None:
         self.timeout_s = timeout_s
         self._keeper = keeper
         self._reporter = reporter
         self._watchers = watchers
         self._agent = agent
-        self._needs_home = needs_home
+        self._has_backlog = has_backlog
         self._running = trio.CancelScope()
 
     def interrupt(self) -> None:
@@ -123,7 +123,7 @@ class FinalFlush:
 
     def _finish(self, reporter: Reporter) -> None:
         self._keeper.flush(reporter)
-        self._keeper.end(keeps=self._needs_home())
+        self._keeper.end(undelivered=self._has_backlog())
 
 
 class _Listening:

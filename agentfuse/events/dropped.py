@@ -49,6 +49,7 @@ class Found(NamedTuple):
     strange: list[tuple[bytes, str]]
     may_ripen: bool
     """Whether there is a file that only waits for time to pass."""
+    directories: int
 
 
 class NotReady(Exception):  # noqa: N818  # nothing is wrong
@@ -93,10 +94,13 @@ def look(root: int) -> Found:
     strange: list[tuple[bytes, str]] = []
     awaited: dict[bytes, set[bytes]] = {}
     may_ripen = False
+    directories = 0
     for path, st in _walk(root, here.st_dev):
-        if is_temporary(path):
+        if stat.S_ISDIR(st.st_mode):
+            directories += 1
+        elif is_temporary(path):
             continue
-        if not stat.S_ISREG(st.st_mode):
+        elif not stat.S_ISREG(st.st_mode):
             strange.append((path, _KINDS.get(stat.S_IFMT(st.st_mode), "no regular file")))
         elif st.st_nlink > 1 and not _is_our_writers(st, here):
             strange.append((path, "a hard link that somebody else may have made, to any file"))
@@ -105,11 +109,11 @@ def look(root: int) -> Found:
         else:
             files.append((path, st))
     files.sort(key=lambda item: item[1].st_mtime_ns)
-    return Found(files, strange, may_ripen)
+    return Found(files, strange, may_ripen, directories)
 
 
 def _walk(root: int, device: int) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Everything below but directories, as far as it can be reached."""
+    """Everything below that is not hidden, as far as it can be reached."""
     with Cursor(root, unlocks=False) as cursor:
         pending = [b""]
         while pending:
@@ -123,6 +127,7 @@ def _walk(root: int, device: int) -> Iterator[tuple[bytes, os.stat_result]]:
                 if not stat.S_ISDIR(st.st_mode):
                     yield path, st
                 elif st.st_dev == device and not is_hidden(path):
+                    yield path, st
                     pending.append(path)
 
 
@@ -232,7 +237,7 @@ def remove_directory(root: int, path: bytes) -> bool:
         with Cursor(root, unlocks=False) as cursor:
             directory_fd, name = cursor.parent(path)
             os.rmdir(name, dir_fd=directory_fd)
-    except OSError:
+    except (OSError, BusyError):
         return False
     return True
 
@@ -280,7 +285,7 @@ class Doorbell:
     swallowed happened before the rest of the queue is read, and therefore before the look that follows.
     """
 
-    def __init__(self, directory: Path, ring: Callable[[], None]) -> None:
+    def __init__(self, directory: Path, ring: Callable[[], None], *, recursive: bool) -> None:
         from watchdog import events  # noqa: PLC0415  # for those who have an inbox
         from watchdog.observers import Observer  # noqa: PLC0415
 
@@ -288,11 +293,12 @@ class Doorbell:
             def on_any_event(self, event: events.FileSystemEvent) -> None:
                 ring()
 
+        self.recursive = recursive
         self._observer = Observer()
         self._observer.schedule(
             Handler(),
             str(directory),
-            recursive=True,
+            recursive=recursive,
             event_filter=[  # not those of our own reading and removing
                 events.FileClosedEvent,
                 events.FileCreatedEvent,

@@ -154,6 +154,7 @@ class Endpoint:
         async with self._client.stream("POST", self.hook.url, content=body, headers=headers) as response:
             answer = _judge(response)
             await _drain(response)
+        self._client.cookies.clear()
         return answer
 
 

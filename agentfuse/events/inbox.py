@@ -41,6 +41,10 @@ _ROOM_S = 1.0
 """So often it is seen whether there is room for what was refused."""
 _EMPTIED_S = 60.0
 """So long a directory stays whose files were taken: more may come."""
+_REST = 4
+"""So many times as long as a look took, none follows."""
+_MOST_WATCHED = 1000
+"""Of a tree with more directories only the top is watched; for the rest there is the look every minute."""
 _MOST_TOLD = 20
 _MOST_REMEMBERED = 10_000
 
@@ -110,6 +114,8 @@ class Inbox:
         self._told: set[tuple[bytes, str]] = set()
         self._emptied: dict[bytes, float] = {}
         self._rung = trio.Event()
+        self._is_wide = False
+        self._look_s = 0.0
         self._taken = 0
         self._lines_left = _MOST_TOLD
         self._last_error: str | None = None
@@ -171,7 +177,8 @@ class Inbox:
         try:
             while True:
                 self._rung = trio.Event()
-                if await trio.to_thread.run_sync(self._is_replaced, limiter=self._limiter):
+                is_replaced = await trio.to_thread.run_sync(self._is_replaced, limiter=self._limiter)
+                if is_replaced or (bell is not None and bell.recursive == self._is_wide):
                     await trio.to_thread.run_sync(_stop, bell)
                     bell = await trio.to_thread.run_sync(self._hang_bell, ring)
                 try:
@@ -180,14 +187,15 @@ class Inbox:
                     self._tell(f"waits: {error}")
                     wait_s = RESCAN_S
                 await self._wait(wait_s)
-                await trio.sleep(_GATHER_S)
+                # Who fills the directory to make looking expensive does not make the mount slow.
+                await trio.sleep(max(_GATHER_S, _REST * self._look_s))
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(_stop, bell)
 
     def _hang_bell(self, ring: Callable[[], None]) -> Doorbell | None:
         try:
-            return Doorbell(self._path, ring)
+            return Doorbell(self._path, ring, recursive=not self._is_wide)
         except OSError as error:
             why = os.strerror(error.errno or 0)
             self._tell(f"cannot be watched, so it is looked at every {RESCAN_S:g} s: {why}")
@@ -214,24 +222,26 @@ class Inbox:
         while not self._rung.is_set() and trio.current_time() < end:
             if any(map(self._may_try, self._left.values())):
                 return
-            with trio.move_on_after(min(_ROOM_S, end - trio.current_time())):
+            with trio.move_on_at(min(end, trio.current_time() + _ROOM_S) if self._left else end):
                 await self._rung.wait()
 
     def _may_try(self, left: _Left) -> bool:
+        return trio.current_time() >= left.retry_at and self._fits(left.size_bytes)
+
+    def _fits(self, size_bytes: int) -> bool:
         account = self._account
-        return (
-            trio.current_time() >= left.retry_at
-            and left.size_bytes <= account.room()
-            and account.files_used < account.files_quota
-        )
+        return size_bytes <= account.room() and account.files_used < account.files_quota
 
     # One look ----------------------------------------------------------------------------------------
 
     async def _take_all(self) -> float:
         """Take everything that is complete; how long may be waited before the next look."""
+        begun = trio.current_time()
         found = await trio.to_thread.run_sync(
             dropped.look, self._root, limiter=self._limiter, abandon_on_cancel=True
         )
+        self._look_s = trio.current_time() - begun
+        self._is_wide = found.directories > _MOST_WATCHED
         self._lines_left = _MOST_TOLD
         self._tell_strange(found.strange)
         await self._forget_gone({path for path, _ in found.files})
@@ -244,7 +254,7 @@ class Inbox:
                 await self._take(path)
             except NotReady as error:
                 ripens = ripens or error.soon
-            except FileNotFoundError:
+            except (FileNotFoundError, BusyError):  # it went, or a directory on the way did
                 continue
             except OSError as error:
                 await self._leave(path, st, os.strerror(error.errno or 0))
@@ -298,6 +308,7 @@ class Inbox:
 
     async def _put(self, path: bytes, fd: int, st: os.stat_result) -> bool:
         try:
+            self._account.require(st.st_size, 1)  # before it is copied for nothing
             await self._doors.put_fd(self._region, path, fd, creator=self._creator, on_collision="number")
         except BusyError:  # an unmount that may fail, or it changed: maybe it was put, maybe not
             raise NotReady(soon=True) from None
@@ -307,8 +318,8 @@ class Inbox:
             return False
         except QuotaExceededError:
             what = f"there is no room for it, {format_size(st.st_size)}, in {self._region}/"
-            has_room = st.st_size <= self._account.room()
-            await self._leave(path, st, what, after_s=RESCAN_S if has_room else 0.0)
+            # If there is room for the file, there is none for its directories, and nothing tells when.
+            await self._leave(path, st, what, after_s=RESCAN_S if self._fits(st.st_size) else 0.0)
             return False
         except AgentfuseError as error:
             await self._leave(path, st, error.message)

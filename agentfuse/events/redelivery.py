@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import trio
 
 from agentfuse.errors import AgentfuseError
@@ -35,6 +36,8 @@ def deliver_left(state: Path, endpoints: list[Endpoint]) -> Iterator[Redelivered
             record = home.record()
             if record is not None and home.events.exists():
                 found = _deliver(home, record.agent, endpoints)
+                if record.undelivered and not found.is_left:
+                    home.write_record(msgspec.structs.replace(record, undelivered=False))
                 if found.delivered or found.is_left:
                     yield found
 

@@ -34,7 +34,10 @@ Status = Literal["restoring", "live", "clean"]
 
 
 class HomeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``home.json`` says of a home. ``*_at`` are seconds since the epoch."""
+    """What ``home.json`` says of a home. ``*_at`` are seconds since the epoch.
+
+    ``undelivered``: it has events that a webhook may not have taken yet.
+    """
 
     agent: str
     execution: str
@@ -43,6 +46,7 @@ class HomeRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     ended_at: float | None = None
     mountpoint: str | None = None
+    undelivered: bool = False
     quotas: dict[str, tuple[int, int]] = {}
     """Bytes and files that regions of this execution may hold, where an operator has changed that."""
 

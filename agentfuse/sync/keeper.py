@@ -27,6 +27,9 @@ from agentfuse.sync.recovery import finish, held, owner_of
 from agentfuse.sync.stores import Stores
 from agentfuse.sync.synced import SyncedRegions
 
+UNDELIVERED_S = 7 * 24 * 3600.0
+"""So long at least stays an ended home with events for webhooks that have not taken them."""
+
 
 class HomeKeeper:
     """Opens a home before the mount and flushes it after; what earlier runs left unfinished, too.
@@ -93,14 +96,14 @@ class HomeKeeper:
         """
         self.synced.commit(reporter, "unmount", self.home.tree)
 
-    def end(self, *, keeps: bool = False) -> None:
+    def end(self, *, undelivered: bool = False) -> None:
         """Everything durable is in the store: mark the home so, or remove it when it cannot be resumed.
 
-        ``keeps``: something else in it is still needed.
+        ``undelivered``: webhooks have not taken all its events, so it is kept a while in any case.
         """
         passing("end.flushed")
-        self._write(status="clean", ended_at=now())
-        if (self._ephemeral or self.config.keep_ended_s == 0) and not keeps:
+        self._write(status="clean", ended_at=now(), undelivered=undelivered)
+        if (self._ephemeral or self.config.keep_ended_s == 0) and not undelivered:
             remove_home(self.home)
 
     @property
@@ -166,7 +169,8 @@ class HomeKeeper:
             with contextlib.suppress(AgentfuseError), held(home) as record:
                 if record is None or record.status != "clean":
                     continue
-                if (record.ended_at or 0) + self.config.keep_ended_s < now():
+                keep_s = max(self.config.keep_ended_s, UNDELIVERED_S if record.undelivered else 0)
+                if (record.ended_at or 0) + keep_s < now():
                     remove_home(home)
 
     def _other_homes(self, status: Status) -> Iterator[Home]:

@@ -80,7 +80,10 @@ def finish(config: Config, home: Home, record: HomeRecord, reporter: Reporter) -
         passing("finish.committed")
     else:
         reporter.say(f"execution {record.execution} was never mounted: its memory is in the store")
-    home.write_record(msgspec.structs.replace(record, status="clean", ended_at=now()))
+    undelivered = bool(config.webhooks) and home.events.exists()  # which its daemon did not live to tell
+    home.write_record(
+        msgspec.structs.replace(record, status="clean", ended_at=now(), undelivered=undelivered)
+    )
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def bound(make_home: Make) -> Iterator[Home]:
     """A mount with an inbox for downloads/, and one for a small region."""
     home = make_home(regions={"uploads": (SMALL, 50)})
     with_inbox(home)
-    with_inbox(home, "uploads", 'creator = "user"')
+    with_inbox(home, "uploads", 'creator = "system"')
     home.start()
     yield home
     home.umount()
@@ -189,7 +189,7 @@ def test_over_quota_a_file_stays_with_an_event_and_comes_when_there_is_room(boun
     (inbox / "too-big.bin").write_bytes(b"x" * 11)
     refused = until(bound, since, "too-big.bin", "refused")[-1]
     assert (refused["size"], refused["mask"], refused["mime"]) == (11, [], None)
-    assert refused["created_by"] == "user"  # as the inbox has it
+    assert refused["created_by"] == "system"  # as the inbox has it
     (inbox / "fits").write_bytes(b"x" * 10)
     until(bound, since, "fits")
     assert (inbox / "too-big.bin").exists()
@@ -199,8 +199,8 @@ def test_over_quota_a_file_stays_with_an_event_and_comes_when_there_is_room(boun
     (uploads / "big").unlink()
     found = [event for event in until(bound, since, "too-big.bin") if event["path"] == "too-big.bin"]
     assert [(event["kind"], event["created_by"]) for event in found] == [
-        ("refused", "user"),
-        ("arrived", "user"),
+        ("refused", "system"),
+        ("arrived", "system"),
     ]
     gone(inbox, "too-big.bin", bound)
     assert bound.status()["inboxes"][1]["left"] == 0

@@ -71,6 +71,22 @@ def test_what_a_run_could_not_flush_the_next_one_finishes(open_home: Open) -> No
     assert record.status == "clean"
 
 
+def test_an_ended_home_stays_while_webhooks_have_not_taken_its_events(
+    open_home: Open, config: Config, tmp_path: Path
+) -> None:
+    table = '[[webhooks]]\nurl = "https://x.example"\nsecret_env = "X"\n'
+    (tmp_path / "config.toml").write_text(table)
+    overrides = {"state": str(config.state), "keep_ended": "0s"}
+    hooked = load_config(tmp_path / "config.toml", environ={}, overrides=overrides)
+    open_home("told", state=hooked).end()
+    open_home("untold", state=hooked).end(undelivered=True)
+    open_home("killed", state=hooked).home.events.touch()
+    open_home("next", state=hooked)
+    assert sorted(os.listdir(config.state / "homes")) == ["killed", "next", "untold"]
+    open_home("later", state=hooked)
+    assert sorted(os.listdir(config.state / "homes")) == ["killed", "later", "next", "untold"]
+
+
 def test_a_run_that_did_not_end_is_resumed_as_it_was(open_home: Open) -> None:
     crashed = open_home("one")
     (crashed.home.tree / "shared" / "note").write_text("unflushed")
