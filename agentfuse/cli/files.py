@@ -14,7 +14,7 @@ import msgspec
 import typer
 
 from agentfuse.cli import options
-from agentfuse.cli.output import print_json, say
+from agentfuse.cli.output import plain, print_json, say
 from agentfuse.client import Home, Put
 from agentfuse.config import format_size
 from agentfuse.errors import EnvironmentProblem, UsageError
@@ -62,7 +62,7 @@ def put(
         what = sys.stdin.buffer if source == "-" else source
         placed.append(home.put(what, target, creator=creator, on_collision=on_collision))
         if not json:
-            say(f"{placed[-1].region}/{placed[-1].path}  {format_size(placed[-1].size)}")
+            say(f"{plain(f'{placed[-1].region}/{placed[-1].path}')}  {format_size(placed[-1].size)}")
     if json:
         print_json(msgspec.to_builtins(placed))
 

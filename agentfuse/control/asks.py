@@ -125,19 +125,19 @@ def page(path: str, *, recursive: bool, cursor: str | None) -> Ask[Listing]:
 
 def get(path: str) -> Ask[bytes]:
     """A content; the answer is it."""
-    return Ask("GET", f"/v1/content/{_place(path)}", bytes)
+    return Ask("GET", f"/v1/content/{_place_of_file(path)}", bytes)
 
 
 def put(path: str, *, creator: str, on_collision: OnCollision) -> Ask[Put]:
     """A file; its content goes along."""
     query = urlencode({"as": creator, "on_collision": on_collision})
-    return Ask("PUT", f"/v1/content/{_place(path)}?{query}", Put)
+    return Ask("PUT", f"/v1/content/{_place_of_file(path)}?{query}", Put)
 
 
 def delete(path: str, *, creator: str, recursive: bool) -> Ask[Deleted]:
     """Remove a name."""
     query = urlencode({"as": creator, "recursive": int(recursive)})
-    return Ask("DELETE", f"/v1/files/{_place(path)}?{query}", Deleted)
+    return Ask("DELETE", f"/v1/files/{_place_of_file(path)}?{query}", Deleted)
 
 
 def move(source: str, target: str, *, creator: str, on_collision: OnCollision) -> Ask[Placed]:
@@ -243,6 +243,14 @@ def ended_early() -> CutOffError:
         "the daemon ended without a full answer",
         hint="what was written is safe on this host: the next agentfuse mount of this agent finishes it",
     )
+
+
+def _place_of_file(path: str) -> str:
+    if not paths.split(path.removesuffix("/"))[1]:
+        raise UsageError(
+            f"{ascii(path)} is not a path of a file, but a region", hint="name what is in it: uploads/a.csv"
+        )
+    return _place(path)
 
 
 def _place(path: str) -> str:

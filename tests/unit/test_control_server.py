@@ -18,10 +18,32 @@ import trio.testing
 
 from agentfuse.control import client as client_module
 from agentfuse.control import server as control_server
+from agentfuse.control import transport
 from agentfuse.control.client import ControlClient
 from agentfuse.control.feeds import Feed
 from agentfuse.control.mount_routes import DEFAULT_SYNC_S
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError
+
+
+class FakeFiles:
+    """Takes what is put, as it comes."""
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.problem: BaseException | None = None
+        self.begun = trio.Event()
+
+    async def put(
+        self, region: str, path: bytes, content: AsyncIterator[bytes], **details: object
+    ) -> tuple[bytes, int]:
+        self.begun.set()
+        try:
+            async for piece in content:
+                self.received += piece
+        except BaseException as problem:
+            self.problem = problem
+            raise
+        return path, len(self.received)
 
 
 class FakeMount:
@@ -35,6 +57,7 @@ class FakeMount:
         self.lazy: bool | None = None
         self.timeout_s: float | None = None
         self.error: Exception | None = None
+        self.files = FakeFiles()
 
     def status(self) -> dict[str, object]:
         if self.error:
@@ -232,6 +255,13 @@ async def test_a_silent_unmount_sends_heartbeats(autojump_clock: trio.testing.Mo
         (request("POST", "/v1/sync", b'{"timeout_s": "60"}'), 400),
         (request("POST", "/v1/unmount", b"[" * 60_000), 400),
         (request("POST", "/v1/unmount", b" " * 65_537), 413),
+        (request("PUT", "/v1/content/uploads/%2e%2e/x", b"x"), 400),
+        (request("PUT", "/v1/content/uploads/a?as=root", b"x"), 400),
+        (request("PUT", "/v1/content/uploads/a?mode=777", b"x"), 400),
+        (request("PUT", "/v1/content/uploads", b"x"), 404),
+        (request("POST", "/v1/content/uploads/a", b"x"), 405),
+        (request("PATCH", "/v1/regions/uploads", b'{"bytes_quota": "1"}'), 400),
+        (request("PUT", "/v1/log-level", b"{}"), 400),
         (b"GET /v1/status HTTP/1.1\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
         (b"GET /v1/status HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 70_000, 431),
@@ -255,6 +285,42 @@ async def test_a_slow_loris_is_shown_the_door(tmp_path: Path, autojump_clock: tr
         await stream.send_all(b"GET /v1/sta")
         assert status_of(await read_all(stream)) == 408
         assert trio.current_time() >= control_server.REQUEST_DEADLINE_S
+
+
+async def test_a_content_may_come_slowly_but_not_stall(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    mount = FakeMount()
+    head = b"PUT /v1/content/uploads/a HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+    async with serving(tmp_path / "s", mount):
+        stream = await trio.open_unix_socket(str(tmp_path / "s"))
+        await stream.send_all(head)
+        for _ in range(5):
+            await trio.sleep(transport.STALL_DEADLINE_S - 1)
+            await stream.send_all(b"x")
+        assert status_of(await read_all(stream)) == 408
+    assert mount.files.received == b"xxxxx"
+    assert mount.files.problem is not None
+
+
+async def test_a_put_under_way_ends_with_the_server_and_is_told(tmp_path: Path) -> None:
+    mount = FakeMount()
+    head = b"PUT /v1/content/uploads/a HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+    with trio.fail_after(10):
+        async with serving(tmp_path / "s", mount):
+            stream = await trio.open_unix_socket(str(tmp_path / "s"))
+            await stream.send_all(head)
+            await mount.files.begun.wait()
+        assert status_of(await read_all(stream)) == 503
+    assert isinstance(mount.files.problem, trio.Cancelled)
+
+
+async def test_a_content_is_not_bounded_as_other_bodies_are(tmp_path: Path) -> None:
+    mount = FakeMount()
+    async with serving(tmp_path / "s", mount):
+        answer = await ask(tmp_path / "s", request("PUT", "/v1/content/uploads/a%20b", b"x" * 1_000_000))
+    assert status_of(answer) == 201
+    assert body_of(answer) == {"region": "uploads", "path": "a b", "size": 1_000_000}
 
 
 async def test_too_many_unfinished_requests_are_refused(tmp_path: Path) -> None:
