@@ -248,7 +248,7 @@ def ended_early() -> CutOffError:
 def _place_of_file(path: str) -> str:
     if not paths.split(path.removesuffix("/"))[1]:
         raise UsageError(
-            f"{ascii(path)} is not a path of a file, but a region", hint="name what is in it: uploads/a.csv"
+            f"{path!a} is not a path of a file, but a region", hint="name what is in it: uploads/a.csv"
         )
     return _place(path)
 
