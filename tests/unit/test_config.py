@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -77,6 +78,11 @@ def test_the_examples_commented_keys_are_valid_too(tmp_path: Path) -> None:
     settings = load(tmp_path, "\n".join([*top, *region]))
     assert settings.owner == (1000, 1000)
     assert settings.regions[-1] == Region("scratch", Scope.EXECUTION, 2**30, 50_000)
+
+
+def test_the_rules_that_the_docs_show_are_valid(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```toml\n(.*?)```", (EXAMPLE.parent / "creators.md").read_text(), re.DOTALL)
+    assert len(load(tmp_path, shown).creators) == 3
 
 
 def test_flags_go_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
