@@ -6,6 +6,7 @@ is being taken is noted before, so that whoever dies in between makes no second 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -41,6 +42,8 @@ _ROOM_S = 1.0
 """So often it is seen whether there is room for what was refused."""
 _EMPTIED_S = 60.0
 """So long a directory stays whose files were taken: more may come."""
+_AT_ONCE = 3
+"""So many files are taken at a time; one of them is put, for others need doors, too."""
 _REST = 4
 """So many times as long as a look took, none follows."""
 _MOST_WATCHED = 1000
@@ -119,7 +122,8 @@ class Inbox:
         self._taken = 0
         self._lines_left = _MOST_TOLD
         self._last_error: str | None = None
-        self._limiter = trio.CapacityLimiter(1)
+        self._limiter = trio.CapacityLimiter(_AT_ONCE)
+        self._door = trio.Lock()
 
     def as_dict(self) -> dict[str, object]:
         """``{directory, region, taken, left, last_error}``: files moved since the mount, and those that stay
@@ -245,21 +249,38 @@ class Inbox:
         self._lines_left = _MOST_TOLD
         self._tell_strange(found.strange)
         await self._forget_gone({path for path, _ in found.files})
+        files = iter(found.files)
         ripens = found.may_ripen
-        for path, st in found.files:
-            left = self._left.get(path)
-            if left is not None and left.identity == dropped.identity(st) and not self._may_try(left):
-                continue
-            try:
-                await self._take(path)
-            except NotReady as error:
-                ripens = ripens or error.soon
-            except (FileNotFoundError, BusyError):  # it went, or a directory on the way did
-                continue
-            except OSError as error:
-                await self._leave(path, st, os.strerror(error.errno or 0))
+
+        async def work() -> None:
+            nonlocal ripens
+            for path, st in files:
+                ripens = await self._try(path, st) or ripens
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_AT_ONCE):
+                nursery.start_soon(work)
         await self._remove_emptied()
         return _RIPEN_S if ripens else RESCAN_S
+
+    async def _try(self, path: bytes, st: os.stat_result) -> bool:
+        """Take a file if it is to be taken; whether time alone may make it complete."""
+        left = self._left.get(path)
+        if left is not None and left.identity == dropped.identity(st) and not self._may_try(left):
+            return False
+        try:
+            await self._take(path)
+        except NotReady as error:
+            return error.soon
+        except (FileNotFoundError, BusyError):  # it went, or a directory on the way did
+            pass
+        except EnvironmentProblem as error:  # whether it was put is not known
+            self._left[path] = _Left(dropped.identity(st), 0, trio.current_time() + RESCAN_S)
+            self._tell(f"{os.fsdecode(path)!a} waits: {error}")
+        except OSError as error:
+            with contextlib.suppress(EnvironmentProblem):
+                await self._leave(path, st, os.strerror(error.errno or 0))
+        return False
 
     async def _take(self, path: bytes) -> None:
         fd = await trio.to_thread.run_sync(dropped.open_complete, self._root, path, limiter=self._limiter)
@@ -309,13 +330,12 @@ class Inbox:
     async def _put(self, path: bytes, fd: int, st: os.stat_result) -> bool:
         try:
             self._account.require(st.st_size, 1)  # before it is copied for nothing
-            await self._doors.put_fd(self._region, path, fd, creator=self._creator, on_collision="number")
+            async with self._door:
+                await self._doors.put_fd(self._region, path, fd, creator=self._creator, on_collision="number")
         except BusyError:  # an unmount that may fail, or it changed: maybe it was put, maybe not
             raise NotReady(soon=True) from None
-        except EnvironmentProblem as error:  # nor is it known here
-            self._left[path] = _Left(dropped.identity(st), 0, trio.current_time() + RESCAN_S)
-            self._tell(f"{os.fsdecode(path)!a} waits: {error}")
-            return False
+        except EnvironmentProblem:
+            raise
         except QuotaExceededError:
             what = f"there is no room for it, {format_size(st.st_size)}, in {self._region}/"
             # If there is room for the file, there is none for its directories, and nothing tells when.
