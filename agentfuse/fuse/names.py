@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -58,10 +59,10 @@ def _nameless(st: os.stat_result) -> os.stat_result:
     return os.stat_result(fields, extra)
 
 
-def complete_files(inodes: InodeTable, directory_fd: int, name: bytes) -> Found:
-    """The regular files among ``name`` and everything below it; those being written without attributes."""
+def complete_files(inodes: InodeTable, files: Iterable[tuple[bytes, os.stat_result]]) -> Found:
+    """These regular files; those being written without attributes."""
     found: Found = []
-    for path, st in regular_files(directory_fd, name):
+    for path, st in files:
         inode = inodes.find(st.st_ino)
         is_whole = inode is None or inode.file is None or not inode.file.is_being_written
         found.append((path, st if is_whole else None))
@@ -89,6 +90,7 @@ class Rename:
         self._crosses = old.account is not new.account
         self._there = Weight()
         self._back = Weight()
+        self._came: list[tuple[bytes, os.stat_result]] | None = None
 
     def require_room(self) -> None:
         """Raise ``QuotaExceededError`` when a region has no room for what comes.
@@ -97,7 +99,9 @@ class Rename:
         """
         if not self._crosses:
             return
-        weigh(self._old.directory_fd, self._old.name, self._there)
+        if self._new.account.observer is not None:
+            self._came = []
+        weigh(self._old.directory_fd, self._old.name, self._there, self._came)
         if self._exchange:
             weigh(self._new.directory_fd, self._new.name, self._back)
         if self._there.links_leave or self._back.links_leave:
@@ -163,10 +167,12 @@ class Rename:
     def _found(self, side: Side) -> Found:
         """The regular files that are at a side's name now."""
         above = path_in_region(*side[:2]).rpartition(b"/")[0]
-        return [
-            (join(above, path), st)
-            for path, st in complete_files(self._inodes, self._inodes.directory_fd(side.parent), side.name)
-        ]
+        if side is self._new and self._came is not None:  # a walk of a large tree keeps everybody waiting
+            skipped = len(self._old.name)
+            files = [(side.name + path[skipped:], st) for path, st in self._came]
+        else:
+            files = regular_files(self._inodes.directory_fd(side.parent), side.name)
+        return [(join(above, path), st) for path, st in complete_files(self._inodes, files)]
 
     def _known(self, side: Side) -> Inode | None:
         return self._inodes.find(side.st.st_ino) if side.st is not None else None

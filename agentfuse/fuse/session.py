@@ -25,6 +25,7 @@ from agentfuse.fuse.xattrs import Xattrs
 from agentfuse.home.creators import Creator, Creators
 from agentfuse.home.observer import Found
 from agentfuse.home.quota import Ledger
+from agentfuse.home.tree import regular_files
 from agentfuse.sync.hydration import Hydration
 
 log = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ class Session:
 
     def files_of(self, region: str) -> Found:
         """The regular files of a region, by their paths in it. Walks it, so nothing changes meanwhile."""
-        found = complete_files(self._inodes, self._root_fd, region.encode())
+        found = complete_files(self._inodes, regular_files(self._root_fd, region.encode()))
         return [(path[len(region) + 1 :], st) for path, st in found]
 
     def as_dict(self) -> dict[str, object]:

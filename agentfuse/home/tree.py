@@ -266,11 +266,22 @@ class Weight:
             self.bytes_used += st.st_size
 
 
-def weigh(directory: int | Path, name: bytes, weight: Weight) -> Weight:
-    """Count ``name``, which is in ``directory`` (its descriptor or path), and everything below it."""
+def weigh(
+    directory: int | Path,
+    name: bytes,
+    weight: Weight,
+    files: list[tuple[bytes, os.stat_result]] | None = None,
+) -> Weight:
+    """Count ``name``, which is in ``directory`` (its descriptor or path), and everything below it.
+
+    ``files``: gets the regular files among them.
+    """
     with Cursor(directory) as cursor:
-        directory_fd = cursor.enter(b"")
-        _weigh_from(cursor, name, os.stat(name, dir_fd=directory_fd, follow_symlinks=False), weight)
+        found = os.stat(name, dir_fd=cursor.enter(b""), follow_symlinks=False)
+        for path, st in _everything(cursor, name, found):
+            weight.add(st)
+            if files is not None and stat.S_ISREG(st.st_mode):
+                files.append((path, st))
     return weight
 
 
