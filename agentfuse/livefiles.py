@@ -6,8 +6,10 @@ content that is not here is fetched first, as for everybody else.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -18,12 +20,14 @@ from agentfuse.control.messages import OnCollision
 from agentfuse.door.doors import MAX_DOORS, Doors
 from agentfuse.errors import BusyError, NotFoundError, StoreError, UsageError
 from agentfuse.home.files import FileFacts, Files
-from agentfuse.home.walk import Cursor, join, local_disk, open_to_fill
+from agentfuse.home.walk import Cursor, join, open_to_fill
 from agentfuse.regions import LOOSE, Creator
 from agentfuse.sync.hydration import Hydration
+from agentfuse.sync.scan import SETTLED_NS
 
 _READERS = 4
 _OPENINGS = 5
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
 
 class LiveFiles:
@@ -72,23 +76,21 @@ class LiveFiles:
             where = path if region == LOOSE else join(region.encode(), path)
             try:
                 fd = await trio.to_thread.run_sync(self._open, where, limiter=self._readers)
-            except (BusyError, FileNotFoundError, NotADirectoryError):
+                try:
+                    await self._fetched(fd, where)
+                    return OpenFile(fd, facts.mime or "application/octet-stream", self._readers)
+                except BaseException:
+                    os.close(fd)
+                    raise
+            except BusyError:
                 continue  # something else has its name since a moment ago
-            try:
-                await self._fetched(fd, where)
-                return OpenFile(fd, facts.mime or "application/octet-stream", self._readers)
             except OSError as error:
-                os.close(fd)
-                problem = error
-            except BaseException:
-                os.close(fd)
-                raise
-            if isinstance(problem, FileNotFoundError):
-                continue
-            raise StoreError(
-                f"the content of {_shown(region, path)} cannot be had: {problem.strerror}",
-                hint="it is still in the object store: see the daemon's log",
-            ) from problem
+                if error.errno in _GONE:
+                    continue
+                raise StoreError(
+                    f"the content of {_shown(region, path)} cannot be had: {error.strerror}",
+                    hint="if it is still in the object store only, the daemon's log says why",
+                ) from error
         raise BusyError(f"{_shown(region, path)} is being replaced all the time", hint="try again")
 
     async def put(
@@ -127,7 +129,7 @@ class LiveFiles:
         self._files.require(region, path)
 
     def _open(self, where: bytes) -> int:
-        with local_disk(self._tree), Cursor(self._tree, only_looks=True) as cursor:
+        with Cursor(self._tree, only_looks=True) as cursor:
             return cursor.open_file(where)
 
     async def _fetched(self, fd: int, where: bytes) -> None:
@@ -149,7 +151,10 @@ class OpenFile:
         found = os.fstat(fd)
         self.size = found.st_size
         self.mime = mime
-        self.etag = f'"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"'
+        self.etag = f'"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"'
+        if found.st_ctime_ns > time.time_ns() - SETTLED_NS:
+            # It may change again within the same tick of the disk's clock: nobody shall find it unchanged.
+            self.etag = f'{self.etag[:-1]}-{time.time_ns():x}"'
         self.modified_at = found.st_mtime
         self._fd = fd
         self._limiter = limiter

@@ -12,12 +12,12 @@ from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanag
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import trio
 
 from agentfuse import mountpoint as mountpoints
-from agentfuse.control.contract import Wanted
+from agentfuse.control.contract import MountControl, Wanted
 from agentfuse.control.messages import Level
 from agentfuse.control.registry import MountRecord
 from agentfuse.errors import BusyError, NotFoundError
@@ -311,6 +311,10 @@ class Operators:
             raise BusyError(
                 f"{self.record.mountpoint} is {self.life.state}", hint="agentfuse umount waits for it"
             )
+
+
+if TYPE_CHECKING:  # that it is what the control API needs is seen here, not where it is handed over
+    _control: type[MountControl] = Operators
 
 
 def _synced_line(region: str, report: CommitReport | None) -> str:

@@ -109,13 +109,7 @@ class Route(Generic[_Q, _B]):
                 return None
         return found if len(parts) == len(names) else None
 
-    def call(
-        self,
-        target: bytes,
-        headers: Mapping[bytes, bytes],
-        body: bytes,
-        content: AsyncIterator[bytes] | None = None,
-    ) -> Call[_Q, _B]:
+    def call(self, target: bytes, headers: Mapping[bytes, bytes], body: bytes) -> Call[_Q, _B]:
         """The request, typed. Raises ``RequestError`` and ``UsageError`` for one that is not understood."""
         where = self.match(path_of(target)) or {}
         path = paths.decode(where.get("path", ""))
@@ -128,7 +122,7 @@ class Route(Generic[_Q, _B]):
             headers,
             os.fsdecode(paths.decode(where.get("region", ""))),
             path,
-            content,
+            None,
             None if length is None else int(length),
         )
 

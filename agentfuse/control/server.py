@@ -14,6 +14,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -125,17 +126,17 @@ class _Server:
             request = await exchange.read_head()
             route, headers = routes.find(request.method, request.target), dict(request.headers)
             with _answering():
-                if route.takes_content:
-                    call = route.call(request.target, headers, b"", exchange.content())
-                else:
-                    call = route.call(request.target, headers, await exchange.read_body())
+                body = b"" if route.takes_content else await exchange.read_body()
+                call = route.call(request.target, headers, body)
         if route is None or call is None:
             raise RequestError(408, f"no complete request within {REQUEST_DEADLINE_S:g} s", code="timeout")
         if not route.takes_content:
             with _answering():
                 return await route.handler(self._control, call)
-        with self._interruptible(), _answering():
-            return await route.handler(self._control, call)
+        with self._interruptible():
+            async with aclosing(exchange.content()) as content:
+                with _answering():
+                    return await route.handler(self._control, replace(call, content=content))
         raise RequestError(503, "the mount is ending", code="busy", hint="mount it again")
 
     @contextlib.contextmanager

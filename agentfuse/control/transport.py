@@ -6,7 +6,7 @@ of CLIENT_LEFT.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from http import HTTPStatus
 
 import h11
@@ -73,7 +73,7 @@ class Exchange:
                 raise RequestError(413, f"a body has at most {MAX_BODY_BYTES} bytes", code="too_large")
         return body
 
-    async def content(self) -> AsyncIterator[bytes]:
+    async def content(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes; a client that waits to be told to send it is told when this begins."""
         if self._http.they_are_waiting_for_100_continue:
             await self._send(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
