@@ -156,10 +156,15 @@ class EventFeed:
     def _look_again(self) -> None:
         """Instead of what is waiting, what there is: nothing can happen while this looks."""
         self._is_behind = False
+        try:
+            found = {region: look() for region, look in self._looks.items()}
+        except OSError as error:  # it is not mounted any more
+            log.warning("what was not told is left for the next start: %s", error.strerror)
+            return
         self._queue.clear()
         self._held.take_all()
-        for region, look in self._looks.items():
-            self.put(region, _everything(look()))
+        for region, files in found.items():
+            self.put(region, _everything(files))
 
     def stop(self) -> None:
         """Nothing happens any more."""
@@ -182,7 +187,10 @@ class EventFeed:
                     return []
                 await trio.sleep(_RETRY_S)
             except Exception:
-                log.exception("unexpected error; the next start finds again what was not told")
+                log.exception("unexpected error; what was not told is found by looking again")
+                # Once: if that fails as well, the next start tries.
+                operations = [happened.operation for happened in batch]
+                self._is_behind = not any(isinstance(each, Replaced) and not each.path for each in operations)
                 return []
 
     def _publish(self, lines: Iterable[Line]) -> None:

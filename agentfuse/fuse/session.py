@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -146,7 +147,12 @@ class Session:
         return self._filesystem.content.open_count()
 
     def files_of(self, region: str) -> Found:
-        """The regular files of a region, by their paths in it. Walks it, so nothing changes meanwhile."""
+        """The regular files of a region, by their paths in it. Walks it, so nothing changes meanwhile.
+
+        Raises ``OSError`` when the session has ended.
+        """
+        if self._closed:
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         found = complete_files(self._inodes, regular_files(self._root_fd, region.encode()))
         return [(path[len(region) + 1 :], st) for path, st in found]
 

@@ -198,8 +198,23 @@ async def test_an_unexpected_error_is_logged_and_ends_nothing(
         downloads.write("a")
         await trio.testing.wait_all_tasks_blocked(0.05)
         downloads.write("b")
-    assert (await downloads.heard())[-1] == "b"
-    assert "unexpected error" in caplog.text
+    assert await downloads.heard() == ["a", "b"]
+    assert caplog.text.count("unexpected error") == 1
+
+
+async def test_an_error_that_stays_is_met_twice_and_the_next_start_tells(
+    downloads: Downloads, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    downloads.log.failures, downloads.log.error = 1_000_000, OSError(errno.EIO, "odd")
+    async with downloads.running():
+        downloads.write("a")
+        await downloads.feed.caught_up()
+    assert caplog.text.count("unexpected error") == 2
+    again = Downloads(tmp_path)
+    again.feed.compare("downloads", again.look())
+    async with again.running():
+        pass
+    assert await again.heard() == ["a"]
 
 
 async def test_the_same_file_completed_twice_before_it_was_told_of_is_told_once(downloads: Downloads) -> None:
@@ -209,3 +224,23 @@ async def test_the_same_file_completed_twice_before_it_was_told_of_is_told_once(
         downloads.write("b")
         downloads.write("a")
     assert await downloads.heard() == ["a", "b", "a"]
+
+
+async def test_who_is_behind_at_the_end_leaves_the_rest_for_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(Downloads):
+        def look(self) -> Found:
+            raise OSError(errno.ENOTCONN, "not mounted")
+
+    monkeypatch.setattr(feed_module, "_MOST_WAITING", 50)
+    ended = Ended(tmp_path)
+    async with ended.running():
+        for number in range(100):
+            ended.write(str(number))
+    assert len(await ended.heard()) == 50
+    again = Downloads(tmp_path)
+    again.feed.compare("downloads", again.look())
+    async with again.running():
+        pass
+    assert sorted(await again.heard()) == sorted(map(str, range(100)))
