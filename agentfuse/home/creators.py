@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 
 from agentfuse.attribution import CreatorRule
@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DELETED = " (deleted)"
 _UNIFIED = "0::"
+_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +123,16 @@ class _Process:
 
     def __init__(self, proc: Path, pid: int) -> None:
         self._proc = proc
-        self._at = proc / str(pid) if pid else None
+        self._at = f"{proc}/{pid}/" if pid else None
 
     @cached_property
-    def exe(self) -> PurePosixPath | None:
-        """Its executable.
+    def exe(self) -> str | None:
+        """The path of its executable.
 
         Only the link is read: whatever it leads to may be in the very home that waits for this.
         """
         path = self._link("exe")
-        return PurePosixPath(path.removesuffix(_DELETED)) if path else None
+        return path.removesuffix(_DELETED) if path else None
 
     @cached_property
     def shares_our_files(self) -> bool:
@@ -141,46 +142,55 @@ class _Process:
         """
         theirs = self._link("ns/mnt")
         return theirs is not None and theirs in (
-            _link(self._proc / "self/ns/mnt"),
-            _link(self._proc / "1/ns/mnt"),
+            _link(f"{self._proc}/self/ns/mnt"),
+            _link(f"{self._proc}/1/ns/mnt"),
         )
 
     @cached_property
-    def cgroup(self) -> PurePosixPath | None:
-        """Its cgroup of version 2."""
+    def cgroup(self) -> str | None:
+        """The path of its cgroup of version 2."""
         if self._at is not None:
-            with contextlib.suppress(OSError):
-                for line in os.fsdecode((self._at / "cgroup").read_bytes()).splitlines():
+            with contextlib.suppress(OSError), open(f"{self._at}cgroup", "rb", buffering=0) as file:
+                for line in os.fsdecode(file.read()).splitlines():
                     if line.startswith(_UNIFIED):
-                        return PurePosixPath(line.removeprefix(_UNIFIED))
+                        return line.removeprefix(_UNIFIED)
         return None
 
     def _link(self, name: str) -> str | None:
-        return None if self._at is None else _link(self._at / name)
+        return None if self._at is None else _link(self._at + name)
 
 
 def _fits(rule: CreatorRule, caller: Caller, process: _Process) -> bool:
     if rule.uid not in (None, caller.uid) or rule.gid not in (None, caller.gid):
         return False
     if rule.exe is not None and not (
-        process.exe is not None and process.exe.match(rule.exe) and process.shares_our_files
+        process.exe is not None and _matches(process.exe, rule.exe) and process.shares_our_files
     ):
         return False
-    return rule.cgroup is None or (
-        process.cgroup is not None
-        and any(path.match(rule.cgroup) for path in (process.cgroup, *process.cgroup.parents))
-    )
+    return rule.cgroup is None or (process.cgroup is not None and _is_within(process.cgroup, rule.cgroup))
+
+
+@lru_cache(_REMEMBERED)
+def _matches(path: str, pattern: str) -> bool:
+    return PurePosixPath(path).match(pattern)
+
+
+@lru_cache(_REMEMBERED)
+def _is_within(path: str, pattern: str) -> bool:
+    """Whether a path, or one above it, matches."""
+    here = PurePosixPath(path)
+    return any(each.match(pattern) for each in (here, *here.parents))
 
 
 def _require_own(proc: Path) -> None:
-    if _link(proc / "self") != str(os.getpid()):
+    if _link(f"{proc}/self") != str(os.getpid()):
         raise EnvironmentProblem(
             f"{proc} does not show this process, so no rule of [[creators]] can look at an exe or a cgroup",
             hint=f"mount the proc filesystem of this PID namespace at {proc}, or use uid and gid",
         )
 
 
-def _link(path: Path) -> str | None:
+def _link(path: str) -> str | None:
     try:
         return os.readlink(path)
     except OSError:
