@@ -15,7 +15,8 @@ from agentfuse.fuse.filesystem import Change, Filesystem
 from agentfuse.fuse.handles import Listing
 from agentfuse.fuse.inodes import ROOT_NODEID, InodeTable
 from agentfuse.fuse.names import RENAME_EXCHANGE, RENAME_NOREPLACE
-from agentfuse.home.creators import Caller
+from agentfuse.home import marks
+from agentfuse.home.creators import Caller, Creator
 from agentfuse.home.quota import Account, Ledger
 from agentfuse.home.tree import Home, take_stock
 from agentfuse.regions import LOOSE, Region, Scope
@@ -159,6 +160,26 @@ def test_the_file_count_is_a_quota_of_its_own(kernel: Kernel) -> None:
     kernel.fs.link(kernel.number("shared/0"), *kernel.split("shared/link"))
     kernel.unlink("shared/1")
     kernel.mkdir("shared/more")
+    kernel.check_books()
+
+
+def test_what_cannot_be_marked_as_its_creators_is_not_made(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: marks.File, creator: Creator) -> None:
+        raise OSError(errno.ENOSPC, "no room for the attribute")
+
+    kernel.account("workspace").creator = Creator.USER
+    monkeypatch.setattr(marks, "write_creator", refuse)
+    handles = kernel.fs.content.open_count()
+    with pytest.raises(OSError, match="no room"):
+        kernel.create("workspace/file")
+    with pytest.raises(OSError, match="no room"):
+        kernel.mkdir("workspace/directory")
+    with pytest.raises(OSError, match="no room"):
+        kernel.fs.mknod(*kernel.split("workspace/node"), stat.S_IFREG | 0o600, 0, ME)
+    assert os.listdir(kernel.home.tree / "workspace") == []
+    assert kernel.fs.content.open_count() == handles
     kernel.check_books()
 
 
