@@ -148,16 +148,17 @@ class Operators:
 
     def trace(self, wanted: Wanted, *, for_s: float | None) -> AsyncGenerator[list[dict[str, object]], None]:
         """Requests as they happen; see ``tracing.trace``."""
-        return trace(self.session.tracer, wanted, for_s=for_s)
+        return trace(self.session.tracer, wanted, for_s=for_s, ended=self.life.ended)
 
-    def watch(self, *, interval_s: float) -> AsyncGenerator[dict[str, object], None]:
+    def watch(self, *, interval_s: float, frames: int | None) -> AsyncGenerator[dict[str, object], None]:
         """What the mount did in each interval, and what it is at its end."""
 
         def now() -> dict[str, object]:
             events = [json.loads(line.text) for line in self.feed.recent(_EVENTS_SHOWN)]
             return {"status": self.status(), "events": events}
 
-        return watch(self.session.tracer, now, interval_s=interval_s)
+        tracer, ended = self.session.tracer, self.life.ended
+        return watch(tracer, now, interval_s=interval_s, frames=frames, ended=ended)
 
     def regions(self) -> list[dict[str, object]]:
         """The regions with their settings and their use."""

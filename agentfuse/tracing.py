@@ -22,9 +22,9 @@ _BATCH = 512
 
 
 async def trace(
-    tracer: Tracer, wanted: Wanted, *, for_s: float | None
+    tracer: Tracer, wanted: Wanted, *, for_s: float | None, ended: trio.Event
 ) -> AsyncGenerator[list[dict[str, object]], None]:
-    """Requests as JSON values, for so long; an empty list while there are none.
+    """Requests as JSON values, for so long or until the mount has ended; an empty list while there are none.
 
     What a reader is too slow for is lost, and counted in a value ``{"lost": n}`` where it would have been.
     Raises ``UsageError``.
@@ -35,7 +35,7 @@ async def trace(
     until = math.inf if for_s is None else trio.current_time() + for_s
     with tracer.listening(reader.hear):
         yield []  # from now on
-        while (now := trio.current_time()) < until:
+        while (now := trio.current_time()) < until and not ended.is_set():
             with trio.move_on_at(min(until, now + HEARTBEAT_S)):
                 await reader.heard.wait()
             yield reader.take()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import math
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -133,9 +134,17 @@ def _ns_of(step: int) -> int:
 
 
 async def watch(
-    tracer: Tracer, now: Callable[[], dict[str, object]], *, interval_s: float
+    tracer: Tracer,
+    now: Callable[[], dict[str, object]],
+    *,
+    interval_s: float,
+    frames: int | None,
+    ended: trio.Event,
 ) -> AsyncGenerator[dict[str, object], None]:
-    """For each interval a summary, as ``activity``, and what is so at its end; for as long as it is drawn."""
+    """For each of so many intervals a summary, as ``activity``, and what is so at its end.
+
+    The interval in which the mount ended is the last one.
+    """
     summary = Summary()
 
     def hear(traced: Traced) -> None:
@@ -143,8 +152,11 @@ async def watch(
 
     with tracer.listening(hear):
         begun = trio.current_time()
-        while True:
-            await trio.sleep(interval_s)
+        for _ in itertools.count() if frames is None else range(frames):
+            if ended.is_set():
+                return
+            with trio.move_on_after(interval_s):
+                await ended.wait()
             done, summary, until = summary, Summary(), trio.current_time()
             yield {"activity": done.as_dict(until - begun), **now()}
             begun = until

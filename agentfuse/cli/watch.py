@@ -41,12 +41,13 @@ def watch(
 ) -> None:
     """Show a mount live: requests, the hottest files and processes, quotas, sync, and the last events."""
     entry = open_registry(os.environ).find_live(mountpoint)
-    frames = ControlClient(entry.socket).watch(interval_s=interval)
     console = Console()
+    once = once or json or not console.is_terminal
+    frames = ControlClient(entry.socket).watch(interval_s=interval, frames=1 if once else None)
     try:
         if json:
             print_json(next(frames))
-        elif once or not console.is_terminal:
+        elif once:
             wide = console if console.is_terminal else Console(width=200)
             wide.print(picture(next(frames)))
         else:

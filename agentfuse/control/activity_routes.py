@@ -32,8 +32,8 @@ async def _trace(control: MountControl, call: Call[TraceQuery, Nothing]) -> Repl
 
 
 async def _watch(control: MountControl, call: Call[WatchQuery, Nothing]) -> Reply:
-    """What happened in each interval, with the status and the last events, until the client leaves."""
-    frames = control.watch(interval_s=call.query.interval_s)
+    """What happened in each interval, with the status and the last events."""
+    frames = control.watch(interval_s=call.query.interval_s, frames=call.query.frames)
 
     async def chunks() -> AsyncGenerator[bytes, None]:
         async with aclosing(frames):

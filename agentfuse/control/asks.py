@@ -167,9 +167,9 @@ def trace(
     return Ask("GET", f"/v1/trace{query}", dict[str, Any])
 
 
-def watch(interval_s: float) -> Ask[dict[str, Any]]:
+def watch(interval_s: float, frames: int | None) -> Ask[dict[str, Any]]:
     """Intervals, one a line."""
-    return Ask("GET", f"/v1/watch{_query(interval_s=interval_s)}", dict[str, Any])
+    return Ask("GET", f"/v1/watch{_query(interval_s=interval_s, frames=frames)}", dict[str, Any])
 
 
 def sync(timeout_s: float | None) -> Ask[dict[str, Any]]:

@@ -80,9 +80,9 @@ class ControlClient:
         ask = asks.trace(operations=operations, path=path, pid=pid, region=region, errors=errors, for_s=for_s)
         return self._lines(ask)
 
-    def watch(self, *, interval_s: float) -> Iterator[dict[str, Any]]:
+    def watch(self, *, interval_s: float, frames: int | None = None) -> Iterator[dict[str, Any]]:
         """What happened in each interval: {"activity": ..., "status": ..., "events": [...]}."""
-        return self._lines(asks.watch(interval_s))
+        return self._lines(asks.watch(interval_s, frames))
 
     def _lines(self, ask: Ask[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         with self.opened(ask) as response:

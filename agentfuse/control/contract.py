@@ -120,8 +120,8 @@ class MountControl(Protocol):
     def trace(self, wanted: Wanted, *, for_s: float | None) -> AsyncGenerator[list[dict[str, object]], None]:
         """Requests of the kernel as they happen, for so long; an empty list while there are none."""
 
-    def watch(self, *, interval_s: float) -> Lines:
-        """What happened in each interval, for as long as this is drawn."""
+    def watch(self, *, interval_s: float, frames: int | None) -> Lines:
+        """What happened in each of so many intervals; None: for as long as this is drawn."""
 
     def events(self, *, since: int | None, region: str | None, follow: bool) -> Events:
         """Events numbered higher than ``since``, as they come; an empty list while there are none.

@@ -53,9 +53,10 @@ class TraceQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class WatchQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """How long each interval is."""
+    """How long each interval is, and how many are wanted; null: until the client leaves."""
 
     interval_s: Annotated[float, msgspec.Meta(ge=0.1, le=10)] = 1.0
+    frames: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class SyncRequest(msgspec.Struct, forbid_unknown_fields=True):

@@ -157,11 +157,12 @@ class Session:
         return [(path[len(region) + 1 :], st) for path, st in found]
 
     def as_dict(self) -> dict[str, object]:
-        """``{requests: {operation: count}, inodes_known, handles_open}``."""
+        """``{requests: {operation: count}, inodes_known, handles_open, traced}``: the last, who listens."""
         return {
             "requests": dict(self._operations.tally.requests),
             "inodes_known": self.inodes_known,
             "handles_open": self.handles_open,
+            "traced": self.tracer.listeners,
         }
 
     def disconnect(self) -> None:

@@ -83,6 +83,11 @@ class Tracer:
         self._listeners: list[Listener] = []
         self._processes = Processes()
 
+    @property
+    def listeners(self) -> int:
+        """How many listen now."""
+        return len(self._listeners)
+
     @contextlib.contextmanager
     def listening(self, listener: Listener) -> Iterator[None]:
         """Tell ``listener`` of every request that comes meanwhile; forgetting and FLUSH, which is never sent,

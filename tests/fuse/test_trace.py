@@ -246,3 +246,17 @@ def test_an_interval_of_nothing_is_refused(home: Home) -> None:
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(entry.socket))) as http:
         answer = http.get("http://agentfuse/v1/watch?interval_s=0")
     assert answer.status_code == 400
+
+
+def test_with_the_mount_the_commands_end_well(new_home: Callable[..., Home]) -> None:
+    home = new_home().start()
+    tracing = client(home).trace()
+    assert next(tracing) == {}
+    watching = client(home).watch(interval_s=10)
+    with ThreadPoolExecutor(2) as reading:
+        lines, frames = reading.submit(list, tracing), reading.submit(list, watching)
+        while home.status()["fuse"]["traced"] < 2:
+            assert not frames.done()
+        home.umount()
+        assert all("error" not in line for line in lines.result(30))
+        assert len(frames.result(30)) == 1

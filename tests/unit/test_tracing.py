@@ -56,7 +56,7 @@ def request(**facts: Any) -> Traced:
 async def heard(wanted: Wanted, *requests: dict[str, Any]) -> list[dict[str, object]]:
     tracer = FakeTracer()
     found: list[dict[str, object]] = []
-    async with aclosing(trace(tracer, wanted, for_s=0.001)) as lines:  # type: ignore[arg-type]
+    async with aclosing(trace(tracer, wanted, for_s=0.001, ended=trio.Event())) as lines:  # type: ignore[arg-type]
         assert await anext(lines) == []
         for facts in requests:
             tracer.tell(**facts)
@@ -120,9 +120,19 @@ async def test_an_operation_that_there_is_none_of_is_named() -> None:
 
 async def test_a_reader_that_leaves_is_told_no_more() -> None:
     tracer = FakeTracer()
-    async with aclosing(trace(tracer, Wanted(), for_s=None)) as lines:  # type: ignore[arg-type]
+    async with aclosing(trace(tracer, Wanted(), for_s=None, ended=trio.Event())) as lines:  # type: ignore[arg-type]
         await anext(lines)
         assert len(tracer.listeners) == 1
+    assert not tracer.listeners
+
+
+async def test_with_the_mount_ends_who_reads_and_who_watches() -> None:
+    tracer, ended = FakeTracer(), trio.Event()
+    ended.set()
+    lines = trace(tracer, Wanted(), for_s=None, ended=ended)  # type: ignore[arg-type]
+    assert [some async for some in lines] == [[]]
+    frames = watch(tracer, dict, interval_s=60, frames=None, ended=ended)  # type: ignore[arg-type]
+    assert [frame async for frame in frames] == []
     assert not tracer.listeners
 
 
@@ -149,15 +159,15 @@ def test_a_quiet_interval_has_no_latency() -> None:
 
 async def test_each_interval_is_summed_up_by_itself(autojump_clock: object) -> None:
     tracer = FakeTracer()
-    frames = watch(tracer, lambda: {"status": {"state": "live"}}, interval_s=2.0)  # type: ignore[arg-type]
+    frames = watch(
+        tracer, lambda: {"status": {"state": "live"}}, interval_s=2.0, frames=2, ended=trio.Event()
+    )  # type: ignore[arg-type]
     found: list[dict[str, Any]] = []
 
     async def draw() -> None:
         async with aclosing(frames):
             async for frame in frames:
                 found.append(frame)
-                if len(found) == 2:
-                    return
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(draw)
