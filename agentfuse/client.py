@@ -184,7 +184,7 @@ class Home:
         """
         ask = _put(source, target, creator, on_collision)
         if isinstance(source, bytes):
-            return self._client.put(ask, source, len(source))
+            source = io.BytesIO(source)  # sent as one piece, httpx would copy what is left again and again
         if isinstance(source, str | os.PathLike):
             with _opened(source) as file:
                 return self._client.put(ask, _pieces(file), _size_of(file))
@@ -322,7 +322,7 @@ class AsyncHome:
         """See ``Home.put``. ``source`` may also be asynchronous pieces."""
         ask = _put(source, target, creator, on_collision)
         if isinstance(source, bytes):
-            return await self._client.put(ask, source, len(source))
+            source = io.BytesIO(source)
         if isinstance(source, AsyncIterable):
             return await self._client.put(ask, source, None)
         if isinstance(source, str | os.PathLike):

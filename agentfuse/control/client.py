@@ -50,7 +50,7 @@ class ControlClient:
         with self.opened(asks.dump()) as response:
             return response.read().decode("utf-8", "replace")
 
-    def put(self, ask: Ask[_T], content: bytes | Iterable[bytes], size: int | None) -> _T:
+    def put(self, ask: Ask[_T], content: Iterable[bytes], size: int | None) -> _T:
         """Ask for something that a content goes along with; ``size``: its length, if that is known."""
         with self.opened(ask, content=content, size=size, deadline_s=CONTENT_DEADLINE_S) as response:
             return ask.understood(response.read())
@@ -150,7 +150,7 @@ class ControlClient:
         self,
         ask: Ask[Any],
         *,
-        content: bytes | Iterable[bytes] | None = None,
+        content: Iterable[bytes] | None = None,
         size: int | None = None,
         deadline_s: float = 0.0,
     ) -> Iterator[httpx.Response]:
@@ -187,7 +187,7 @@ class AsyncControlClient:
         async with self.opened(ask) as response:
             return ask.understood(await response.aread())
 
-    async def put(self, ask: Ask[_T], content: bytes | AsyncIterable[bytes], size: int | None) -> _T:
+    async def put(self, ask: Ask[_T], content: AsyncIterable[bytes], size: int | None) -> _T:
         """As ``ControlClient.put``."""
         async with self.opened(ask, content=content, size=size, deadline_s=CONTENT_DEADLINE_S) as response:
             return ask.understood(await response.aread())
@@ -210,7 +210,7 @@ class AsyncControlClient:
         self,
         ask: Ask[Any],
         *,
-        content: bytes | AsyncIterable[bytes] | None = None,
+        content: AsyncIterable[bytes] | None = None,
         size: int | None = None,
         deadline_s: float = 0.0,
     ) -> AsyncIterator[httpx.Response]:
