@@ -87,7 +87,7 @@ def hear(process: subprocess.Popen[str], wanted: set[str]) -> None:
 def test_a_sandbox_hears_by_inotify_of_what_others_write(
     home: Home, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process writes and renames, and a file comes through the control API."""
+    """Another process writes and renames, and files come through the control API."""
     monkeypatch.setenv("AGENTFUSE_RUNTIME_DIR", str(home.runtime))
     shutil.rmtree(home.path / "downloads" / "sub", ignore_errors=True)
     (home.path / "downloads" / "sub").mkdir()
@@ -97,4 +97,7 @@ def test_a_sandbox_hears_by_inotify_of_what_others_write(
         hear(watcher, {"CLOSE_WRITE,CLOSE uploads/written.csv", "MOVED_TO downloads/sub/b.pdf"})
         put = agentfuse.client.Home(home.path).put(b"%PDF-1.7", "uploads/sent.pdf", creator="user")
         assert (put.region, put.path, put.size) == ("uploads", "sent.pdf", 8)
-        hear(watcher, {"MOVED_TO uploads/sent.pdf"})
+        (home.base / "c.pdf").write_bytes(b"%PDF-1.7")
+        done = home.agentfuse("put", str(home.path), str(home.base / "c.pdf"), "downloads/sub/")
+        assert done.returncode == 0, done.stderr
+        hear(watcher, {"MOVED_TO uploads/sent.pdf", "MOVED_TO downloads/sub/c.pdf"})
