@@ -69,6 +69,25 @@ Source = bytes | str | os.PathLike[str] | BinaryIO
 """What is put: bytes, the path of a file, or a file that is open for reading bytes."""
 
 
+class _Patience:
+    """How long one waits for a daemon to come back, from when it was heard last."""
+
+    def __init__(self, resume_s: float) -> None:
+        self._resume_s = resume_s
+        self._deadline: float | None = None
+
+    def heard(self) -> None:
+        """It is there."""
+        self._deadline = None
+
+    def is_left(self) -> bool:
+        """Whether to wait any longer."""
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + self._resume_s
+        return now < self._deadline
+
+
 class _Found:
     """Where the daemon of a mountpoint is."""
 
@@ -147,23 +166,23 @@ class Home:
         the mount, or raises ``NotFoundError`` or ``UnflushedError`` if the daemon was killed.
         """
         execution = self._found.entry().record.execution
+        patience = _Patience(resume_s)
         while True:
             problem: Exception | None = None
             try:
                 with closing(self._client.events(since=since, region=region, follow=follow)) as lines:
                     for line in lines:
+                        patience.heard()
                         if line:
                             yield msgspec.convert(line, Event)
                             since = line["seq"]
             except (asks.NoDaemonError, asks.CutOffError) as error:
                 problem = error
-            deadline = time.monotonic() + resume_s
-            while follow and not self._found.is_back(execution):
-                if time.monotonic() > deadline:
-                    follow = False
-                else:
-                    time.sleep(_POLL_S)
-            if not follow:
+            while follow and patience.is_left():
+                time.sleep(_POLL_S)
+                if self._found.is_back(execution):
+                    break
+            else:
                 if problem is not None:
                     raise problem
                 return
@@ -289,24 +308,24 @@ class AsyncHome:
     ) -> AsyncGenerator[Event, None]:
         """See ``Home.events``. To stop early, leave the iteration within ``contextlib.aclosing``."""
         execution = self._found.entry().record.execution
+        patience = _Patience(resume_s)
         while True:
             problem: Exception | None = None
             try:
                 ask = asks.events(since=since, region=region, follow=follow)
                 async with aclosing(self._client.lines(ask)) as lines:
                     async for line in lines:
+                        patience.heard()
                         if line:
                             yield msgspec.convert(line, Event)
                             since = line["seq"]
             except (asks.NoDaemonError, asks.CutOffError) as error:
                 problem = error
-            deadline = time.monotonic() + resume_s
-            while follow and not self._found.is_back(execution):
-                if time.monotonic() > deadline:
-                    follow = False
-                else:
-                    await anyio.sleep(_POLL_S)
-            if not follow:
+            while follow and patience.is_left():
+                await anyio.sleep(_POLL_S)
+                if self._found.is_back(execution):
+                    break
+            else:
                 if problem is not None:
                     raise problem
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,12 +110,13 @@ def print_text(text: str) -> None:
 
 def _signalled(pid: int) -> str:
     """The stacks that a daemon writes at SIGUSR1, by itself, whatever it waits for."""
+    stderr = f"/proc/{pid}/fd/2"
     try:
-        target = os.readlink(f"/proc/{pid}/fd/2")
-        with open(f"/proc/{pid}/fd/2", "rb") as log:
-            if not log.seekable():
-                os.kill(pid, signal.SIGUSR1)
-                return f"its stacks are where its stderr goes: {target}\n"
+        target = os.readlink(stderr)
+        if not stat.S_ISREG(os.stat(stderr).st_mode):
+            os.kill(pid, signal.SIGUSR1)
+            return f"its stacks are where its stderr goes: {target}\n"
+        with open(stderr, "rb") as log:
             log.seek(0, os.SEEK_END)
             os.kill(pid, signal.SIGUSR1)
             text = _read_until_still(log.fileno())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Serves a control socket, as a daemon does, and then never gets back to it.
@@ -34,27 +37,43 @@ trio.run(main)
 """
 
 
-def test_a_daemon_whose_loop_hangs_is_asked_by_a_signal_and_shows_where(tmp_path: Path) -> None:
-    runtime = tmp_path / "run"
+@contextlib.contextmanager
+def hanging_daemon(base: Path, stderr: int) -> Iterator[subprocess.Popen[bytes]]:
+    runtime = base / "run"
     runtime.mkdir(mode=0o700)
-    with (tmp_path / "daemon.log").open("wb") as log:
-        daemon = subprocess.Popen(
-            [sys.executable, "-c", _HANGS, str(tmp_path), str(runtime)], stdout=subprocess.PIPE, stderr=log
-        )
+    command = [sys.executable, "-c", _HANGS, str(base), str(runtime)]
+    daemon = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr)
     try:
         assert daemon.stdout is not None
         assert daemon.stdout.readline() == b"ready\n"
-        done = subprocess.run(
-            [sys.executable, "-m", "agentfuse", "dump", str(tmp_path)],
-            env={**os.environ, "AGENTFUSE_RUNTIME_DIR": str(runtime)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        yield daemon
     finally:
         daemon.kill()
         daemon.communicate()
+
+
+def dump(base: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "agentfuse", "dump", str(base)],
+        env={**os.environ, "AGENTFUSE_RUNTIME_DIR": str(base / "run")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_daemon_whose_loop_hangs_is_asked_by_a_signal_and_shows_where(tmp_path: Path) -> None:
+    with (tmp_path / "daemon.log").open("wb") as log, hanging_daemon(tmp_path, log.fileno()) as daemon:
+        done = dump(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "in the_culprit" in done.stdout
     assert f"pid {daemon.pid}: State S (sleeping)" in done.stdout
+
+
+def test_where_the_stacks_go_to_somebody_else_that_is_said(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()  # as journald's is
+    with ours, theirs, hanging_daemon(tmp_path, theirs.fileno()):
+        done = dump(tmp_path)
+        assert b"in the_culprit" in ours.recv(65536)
+    assert "where its stderr goes: socket:" in done.stdout
