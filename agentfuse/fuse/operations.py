@@ -266,10 +266,17 @@ class Operations(pyfuse3.Operations):
                 return
             if emptying:
                 await self._hydration.stopped(item)
-            elif item.allows(writing=writing):
+                continue
+            if not writing:
+                item.check_refusal()
+            if item.allows(writing=writing):
                 return
-            else:
+            try:
                 await self._hydration.need(item, partial(self._fs.open_to_fill, inode), writing=writing)
+            except OSError as error:
+                if writing:
+                    item.refuse(error.errno or errno.EIO)
+                raise
 
     async def _ready_to_leave(self, old: Name, new: Name, *, exchange: bool) -> None:
         """Wait until the home may change, and what would go to another region has its contents."""

@@ -32,6 +32,12 @@ from agentfuse.snapshots.entries import Entry, printable
 _log = logging.getLogger(__name__)
 
 
+_REFUSES_S = 1.0
+"""So long after one who wanted to write was refused readers are, too. Programs that may not write at once try
+to read, and take what then works for a file that they may only read. SQLite, when that happens to its -shm
+in closing, removes a -wal whose contents it has not brought into the database."""
+
+
 class State(enum.Enum):
     """Where a file is on its way, see above."""
 
@@ -89,12 +95,13 @@ class Item:
     ``step`` is what is under way while FILLING or SETTLING, ``fd`` its descriptor in all but ABSENT.
     ``is_abandoned`` tells the thread that fills it to stop, ``emptiers`` counts who waits for that.
     ``problem``: why it could not be fetched, and ``is_hopeless`` that trying again will not help.
-    ``is_astray``: it is not where ``entry`` says.
+    ``is_astray``: it is not where ``entry`` says. ``refusal`` is the errno that whoever wanted to write got
+    last, and ``refused_at_s`` when, in trio's time.
     """
 
     __slots__ = (
         "emptiers", "entry", "fd", "ino", "is_abandoned", "is_astray", "is_hopeless", "mode", "mtime_ns",
-        "part", "problem", "state", "step",
+        "part", "problem", "refusal", "refused_at_s", "state", "step",
     )  # fmt: skip
 
     def __init__(self, part: Part, ino: int, entry: Entry) -> None:
@@ -111,6 +118,17 @@ class Item:
         self.is_astray = False
         self.is_hopeless = False
         self.problem = ""
+        self.refusal = 0
+        self.refused_at_s = -_REFUSES_S
+
+    def refuse(self, code: int) -> None:
+        """Whoever wanted to write was told that it cannot be opened."""
+        self.refusal, self.refused_at_s = code, trio.current_time()
+
+    def check_refusal(self) -> None:
+        """Raise ``OSError`` for a reader who comes soon after a writer was refused."""
+        if trio.current_time() < self.refused_at_s + _REFUSES_S:
+            raise OSError(self.refusal, "the content cannot be had")
 
     def allows(self, *, writing: bool) -> bool:
         """Whether the file may be opened now."""

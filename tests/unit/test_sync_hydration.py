@@ -49,6 +49,9 @@ NOTE = b"remember me\n" * 10
 LARGE = os.urandom(3 * MiB)
 
 
+CALLER = SimpleNamespace(pid=0, uid=0, gid=0)
+
+
 class Lock(CountingStore):
     """A store whose reads of contents wait while it is locked, and fail while ``error`` is set."""
 
@@ -137,7 +140,7 @@ class Mounted:
         return nodeid
 
     async def open(self, path: str, flags: int = os.O_RDONLY) -> int:
-        return (await self.ops.open(self.number(f"shared/{path}"), flags, None)).fh  # type: ignore[arg-type]
+        return (await self.ops.open(self.number(f"shared/{path}"), flags, CALLER)).fh  # type: ignore[arg-type]
 
     async def read(self, path: str) -> bytes:
         handle = await self.open(path)
@@ -152,11 +155,11 @@ class Mounted:
             wanted[name.removesuffix("_ns")] = True
             setattr(attributes, f"st_{name}", value)
         fields = SimpleNamespace(**{f"update_{name}": on for name, on in wanted.items()})
-        await self.ops.setattr(self.number(f"shared/{path}"), attributes, fields, None, None)  # type: ignore[arg-type]
+        await self.ops.setattr(self.number(f"shared/{path}"), attributes, fields, None, CALLER)  # type: ignore[arg-type]
 
     async def rename(self, old: str, new: str) -> None:
         parents = [(self.number(str(Path(path).parent)), Path(path).name.encode()) for path in (old, new)]
-        await self.ops.rename(*parents[0], *parents[1], 0, None)  # type: ignore[arg-type]
+        await self.ops.rename(*parents[0], *parents[1], 0, CALLER)  # type: ignore[arg-type]
 
     def told(self, path: str) -> os.stat_result:
         return self.fs.getattr(self.number(f"shared/{path}"))[1]
@@ -262,6 +265,28 @@ async def test_a_store_that_is_down_fails_them_all_once_and_works_again_later(mo
     mounted.store.error = None
     assert await mounted.read("large") == LARGE
     mounted.check()
+
+
+async def test_after_a_refused_writer_readers_are_refused_for_a_second(mounted: Mounted) -> None:
+    mounted.store.error = StoreError("injected: down")
+    with pytest.raises(pyfuse3.FUSEError):
+        await mounted.open("note", os.O_RDWR)
+    mounted.store.error = None
+    with pytest.raises(pyfuse3.FUSEError):
+        await mounted.open("note", os.O_RDONLY)  # as SQLite does, which would take it for read-only
+    assert mounted.store.gets == 1
+    (item,) = [item for item in mounted.absent.by_ino.values() if item.entry.path == b"note"]
+    item.refused_at_s -= 1.0
+    assert await mounted.read("note") == NOTE
+
+
+async def test_a_refused_writer_may_try_again_at_once(mounted: Mounted) -> None:
+    mounted.store.error = StoreError("injected: down")
+    with pytest.raises(pyfuse3.FUSEError):
+        await mounted.open("note", os.O_RDWR)
+    mounted.store.error = None
+    mounted.fs.content.release(await mounted.open("note", os.O_RDWR))
+    assert await mounted.read("note") == NOTE
 
 
 async def test_who_reads_leaves_the_mark_and_who_writes_has_it_gone(mounted: Mounted) -> None:
