@@ -142,6 +142,7 @@ class Operators:
             *readings.of_sync(self.syncs, self.keeper.absent),
             *readings.of_traffic(self.keeper.traffic),
             *readings.of_events(self.feed, self.webhooks),
+            *readings.of_inboxes(self.inboxes),
         ]
         write = partial(render, found, agent=self.record.agent, execution=self.record.execution)
         return await trio.to_thread.run_sync(write, limiter=self.rendering)

@@ -95,6 +95,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("agentfuse_webhook_backlog_events", "gauge", ("webhook",), "Events that it has not taken yet"),
     Family("agentfuse_webhook_delivered_events_total", "counter", ("webhook",), "Events that it took"),
     Family("agentfuse_webhook_failures_total", "counter", ("webhook",), "Attempts that failed"),
+    Family("agentfuse_inbox_taken_files_total", "counter", ("inbox",), "Files moved into the home"),
+    Family("agentfuse_inbox_left_files", "gauge", ("inbox",), "Files that stay outside: no room, or refused"),
     Family("agentfuse_process_resident_memory_bytes", "gauge", (), "Memory of the daemon"),
     Family("agentfuse_process_cpu_seconds_total", "counter", (), "Processor time of the daemon"),
     Family("agentfuse_process_open_fds", "gauge", (), "Descriptors that the daemon has open"),

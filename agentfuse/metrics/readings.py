@@ -10,11 +10,12 @@ import os
 import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from agentfuse import __version__
 from agentfuse.control.registry import MountRecord
 from agentfuse.events.feed import EventFeed
+from agentfuse.events.inboxes import Inboxes
 from agentfuse.events.webhooks import Webhooks
 from agentfuse.fuse.session import Session
 from agentfuse.fuse.tally import Tally
@@ -118,6 +119,14 @@ def of_events(feed: EventFeed, webhooks: Webhooks) -> Iterator[Reading]:
         yield Reading("agentfuse_webhook_backlog_events", name, hook.backlog)
         yield Reading("agentfuse_webhook_delivered_events_total", name, hook.delivered)
         yield Reading("agentfuse_webhook_failures_total", name, hook.failed)
+
+
+def of_inboxes(inboxes: Inboxes) -> Iterator[Reading]:
+    """What came from directories outside."""
+    for inbox in inboxes.as_list():
+        name = (str(inbox["directory"]),)
+        yield Reading("agentfuse_inbox_taken_files_total", name, cast(int, inbox["taken"]))
+        yield Reading("agentfuse_inbox_left_files", name, cast(int, inbox["left"]))
 
 
 def resident_bytes() -> int:

@@ -26,12 +26,21 @@ def published(make_home: Callable[..., Home], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def home(make_home: Callable[..., Home], published: Path) -> Iterator[Home]:
+def inbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("inbox")
+
+
+@pytest.fixture(scope="module")
+def home(make_home: Callable[..., Home], published: Path, inbox: Path) -> Iterator[Home]:
     top = f"""
         metrics = "127.0.0.1:0"
         metrics_file = "{published}/agentfuse-{{agent}}-{{execution}}.prom"
         sync_delay = "100ms"
         checkpoint_interval = "100ms"
+
+        [[inbox]]
+        directory = "{inbox}"
+        region = "uploads"
     """
     made = make_home(top=top, regions={"downloads": (100 * KiB, 5)}).start()
     yield made
@@ -88,6 +97,16 @@ def test_events_are_counted_by_region_and_kind(home: Home) -> None:
     found = ControlClient(entry.socket).events(since=before, follow=True)
     assert next(event for event in found if event)["kind"] == "arrived"
     assert metrics(home)["agentfuse_events_total", "arrived", "uploads"] == 1
+
+
+def test_files_from_an_inbox_are_counted(home: Home, inbox: Path) -> None:
+    before = int(home.status()["events"]["newest"])
+    (inbox / "came.txt").write_bytes(b"1")
+    found = ControlClient(Registry(home.runtime).find(home.path).socket).events(since=before, follow=True)
+    assert next(event for event in found if event)["path"] == "came.txt"
+    while metrics(home)["agentfuse_inbox_taken_files_total", str(inbox)] < 1:
+        assert home.status()["state"] == "live"
+    assert metrics(home)["agentfuse_inbox_left_files", str(inbox)] == 0
 
 
 def test_everything_exported_is_documented_and_everything_documented_is_exported(home: Home) -> None:

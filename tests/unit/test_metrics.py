@@ -7,6 +7,7 @@ import os
 import re
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -16,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agentfuse.metrics.exposition import render
 from agentfuse.metrics.families import FAMILIES
 from agentfuse.metrics.publishing import Scrapes, keep_textfile
-from agentfuse.metrics.readings import Reading
+from agentfuse.metrics.readings import Reading, of_events
 from agentfuse.timings import add_to, new_timing
 from agentfuse.values import Address
 
@@ -54,6 +55,27 @@ def test_a_duration_is_in_the_first_bucket_that_is_as_long() -> None:
     assert values == {"count": 4, "sum": pytest.approx(60.020021)}
     assert family.samples[0].labels["agent"] == 'a"\n'
     assert family.samples[0].labels["execution"] == "e?"
+
+
+class Silent:
+    """A feed that told of nothing, and its webhooks: one that does not answer."""
+
+    told: ClassVar[dict[tuple[str, str], int]] = {}
+    name, backlog, delivered, failed = "example.com", 3, 4, 5
+
+    @property
+    def senders(self) -> list[Silent]:
+        return [self]
+
+    def as_dict(self) -> dict[str, int]:
+        return {"waiting": 0, "followers": 0}
+
+
+def test_a_webhook_goes_by_its_name() -> None:
+    found = {each.name: each for each in of_events(Silent(), Silent())}  # type: ignore[arg-type]
+    assert found["agentfuse_webhook_backlog_events"][1:] == (("example.com",), 3)
+    assert found["agentfuse_webhook_delivered_events_total"][1:] == (("example.com",), 4)
+    assert found["agentfuse_webhook_failures_total"][1:] == (("example.com",), 5)
 
 
 async def some_text() -> bytes:
