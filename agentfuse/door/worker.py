@@ -197,7 +197,7 @@ def _place(old_fd: int, old: bytes, new_fd: int, new: bytes, collision: str) -> 
         os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
         return new
     for number in range(_MOST_NUMBERS if collision == "number" else 1):
-        name = _numbered(new, number) if number else new
+        name = numbered(new, number) if number else new
         if _libc.renameat2(old_fd, old, new_fd, name, _RENAME_NOREPLACE) == 0:
             return name
         code = ctypes.get_errno()
@@ -206,7 +206,8 @@ def _place(old_fd: int, old: bytes, new_fd: int, new: bytes, collision: str) -> 
     raise OSError(errno.EEXIST, "the name is taken")
 
 
-def _numbered(name: bytes, number: int) -> bytes:
+def numbered(name: bytes, number: int) -> bytes:
+    """``name (1).ext`` of ``name.ext``, within the 255 bytes of a name."""
     stem, dot, suffix = name.rpartition(b".")
     if not stem or len(suffix) > 16:
         stem, dot, suffix = name, b"", b""

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import signal
 import stat
 import time
@@ -18,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from agentfuse.door.worker import numbered
 from agentfuse.errors import BusyError
 from agentfuse.events.arrivals import is_hidden, is_temporary
 from agentfuse.events.placeholders import under_way
@@ -247,14 +249,15 @@ def _version(st: os.stat_result) -> tuple[int, ...]:
 
 
 def is_in(region: Path, path: bytes, fd: int, since_ns: int) -> bool:
-    """Whether a region has got the file ``fd`` beside or at ``path``, under whatever name, since then."""
+    """Whether a region has got the file ``fd`` at ``path``, or with a number in its name, since then."""
     size_bytes = os.fstat(fd).st_size
     try:
         with Cursor(region) as cursor:
-            directory, _, _ = path.rpartition(b"/")
+            directory, _, wanted = path.rpartition(b"/")
             for name, st in _read(cursor.enter(directory)):
                 if (
-                    stat.S_ISREG(st.st_mode)
+                    _is_numbered(name, wanted)
+                    and stat.S_ISREG(st.st_mode)
                     and st.st_size == size_bytes
                     and st.st_ctime_ns >= since_ns - _CLOCK_NS
                 ):
@@ -267,6 +270,12 @@ def is_in(region: Path, path: bytes, fd: int, since_ns: int) -> bool:
     except (OSError, BusyError):
         return False
     return False
+
+
+def _is_numbered(name: bytes, wanted: bytes) -> bool:
+    """Whether a file that was to get this name may have got that one."""
+    numbers = (int(each) for each in re.findall(rb" \((\d{1,5})\)", name))
+    return name == wanted or any(numbered(wanted, number) == name for number in numbers)
 
 
 def _digest(fd: int) -> bytes:

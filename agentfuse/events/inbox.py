@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar, TypeVarTuple, Unpack
 
 import trio
 
@@ -31,6 +31,9 @@ from agentfuse.events.dropped import Doorbell, NotReady
 from agentfuse.home.quota import Account
 from agentfuse.killpoints import passing
 from agentfuse.regions import Creator
+
+_T = TypeVar("_T")
+_Arguments = TypeVarTuple("_Arguments")
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +184,7 @@ class Inbox:
         try:
             while True:
                 self._rung = trio.Event()
-                is_replaced = await trio.to_thread.run_sync(self._is_replaced, limiter=self._limiter)
+                is_replaced = await self._in_thread(self._is_replaced)
                 if is_replaced or (bell is not None and bell.recursive == self._is_wide):
                     await trio.to_thread.run_sync(_stop, bell)
                     bell = await trio.to_thread.run_sync(self._hang_bell, ring)
@@ -283,26 +286,35 @@ class Inbox:
         return False
 
     async def _take(self, path: bytes) -> None:
-        fd = await trio.to_thread.run_sync(dropped.open_complete, self._root, path, limiter=self._limiter)
+        # One at a time until it is put: so what came into the region after the note is this file, or came
+        # after it; and what is complete when it is opened is copied at once.
+        await self._door.acquire()
+        fd = -1
         try:
-            st = os.fstat(fd)
-            if not await self._was_put(path, fd, st):
-                await self._note(path, Drop(dropped.identity(st), time.time_ns()))
-                passing("inbox.noted")
-                if not await self._put(path, fd, st):
-                    return
+            try:
+                fd = await self._in_thread(dropped.open_complete, self._root, path)
+                st = os.fstat(fd)
+                if not await self._was_put(path, fd, st):
+                    await self._note(path, Drop(dropped.identity(st), time.time_ns()))
+                    passing("inbox.noted")
+                    if not await self._put(path, fd, st):
+                        return
+            finally:
+                self._door.release()
             passing("inbox.put")
             await self._remove(path, fd, st)
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
+
+    async def _in_thread(self, work: Callable[[Unpack[_Arguments]], _T], *arguments: *_Arguments) -> _T:
+        return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)
 
     async def _remove(self, path: bytes, fd: int, st: os.stat_result) -> None:
         """Remove what is in the region now; what cannot be removed is not put a second time."""
         self._kept[path] = dropped.identity(st)
         try:
-            is_gone = await trio.to_thread.run_sync(
-                dropped.remove, self._root, path, fd, st, limiter=self._limiter
-            )
+            is_gone = await self._in_thread(dropped.remove, self._root, path, fd, st)
         except OSError as error:
             self._left[path] = _Left(dropped.identity(st), 0, trio.current_time() + RESCAN_S)
             self._tell(f"{os.fsdecode(path)!a} was taken, but cannot be removed: {error.strerror}")
@@ -323,15 +335,12 @@ class Inbox:
         drop = self._drops.get(path)
         if drop is None or not drop.since_ns or drop.identity != dropped.identity(st):
             return False
-        return await trio.to_thread.run_sync(
-            dropped.is_in, self._tree, path, fd, drop.since_ns, limiter=self._limiter
-        )
+        return await self._in_thread(dropped.is_in, self._tree, path, fd, drop.since_ns)
 
     async def _put(self, path: bytes, fd: int, st: os.stat_result) -> bool:
         try:
             self._account.require(st.st_size, 1)  # before it is copied for nothing
-            async with self._door:
-                await self._doors.put_fd(self._region, path, fd, creator=self._creator, on_collision="number")
+            await self._doors.put_fd(self._region, path, fd, creator=self._creator, on_collision="number")
         except BusyError:  # an unmount that may fail, or it changed: maybe it was put, maybe not
             raise NotReady(soon=True) from None
         except EnvironmentProblem:
@@ -365,7 +374,7 @@ class Inbox:
     # What is known of the files ------------------------------------------------------------------------
 
     async def _note(self, path: bytes, drop: Drop | None) -> None:
-        await trio.to_thread.run_sync(self._bookmarks.set_drop, self._name, path, drop, limiter=self._limiter)
+        await self._in_thread(self._bookmarks.set_drop, self._name, path, drop)
         if drop is None:
             self._drops.pop(path, None)
         else:
@@ -383,9 +392,7 @@ class Inbox:
             if trio.current_time() - since < _EMPTIED_S:
                 continue
             del self._emptied[path]
-            is_gone = await trio.to_thread.run_sync(
-                dropped.remove_directory, self._root, path, limiter=self._limiter
-            )
+            is_gone = await self._in_thread(dropped.remove_directory, self._root, path)
             if is_gone and b"/" in path:
                 self._emptied[path.rpartition(b"/")[0]] = since
 

@@ -193,16 +193,18 @@ async def test_a_file_that_is_written_to_while_it_is_taken_stays_for_another_tim
 
 
 def test_what_an_earlier_run_put_and_did_not_remove_is_removed_before_the_mount(bound: Bound) -> None:
-    for name, is_put in (("put", True), ("not-put", False), ("old", False)):
+    for name, is_put in (("put", True), ("put.txt", True), ("not-put", False), ("old", False)):
         (bound.inbox_path / name).write_text(name)
         if is_put:
-            shutil.copy(bound.inbox_path / name, bound.region / f"{name} (1)")
+            stem, suffix = os.path.splitext(name)
+            shutil.copy(bound.inbox_path / name, bound.region / f"{stem} (1){suffix}")
         st = (bound.inbox_path / name).stat()
         since_ns = (bound.inbox_path / name).stat().st_ctime_ns
         Bookmarks(bound.log).set_drop(
             str(bound.inbox_path), name.encode(), Drop(dropped.identity(st), since_ns)
         )
     (bound.region / "old").write_text("OLD")  # as long, but another's
+    (bound.region / "another").write_text("not-put")  # the same content, which came at the same time
     bound.inbox.settle()
     assert bound.kept() == ["not-put", "old"]
     assert Bookmarks(bound.log).drops(str(bound.inbox_path)) == {}
