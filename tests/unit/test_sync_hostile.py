@@ -195,9 +195,9 @@ def test_newer_snapshots_of_a_newer_format_stop_a_commit(tmp_path: Path, store: 
     run = Run(tmp_path, store, "e2")
     run.restore()
     header, lines = unpacked(store.get(snapshot_key("a", "shared", 1)))
-    store.put(snapshot_key("a", "shared", 2), packed(header | {"number": 2, "format": 2}, lines))
+    store.put(snapshot_key("a", "shared", 2), packed(header | {"number": 2, "format": 3}, lines))
     run.write("new", b"1")
-    with pytest.raises(IntegrityError, match="format 2"):
+    with pytest.raises(IntegrityError, match="format 3"):
         run.commit()
     assert History(store, "a", "shared").newest() == 2
 
