@@ -280,8 +280,8 @@ class _Merge:
     def _may_replace(self, there: Entry, path: bytes) -> bool:
         """Whether what is there is this side's version of a path, or the one that it was made from."""
         mine, before = self._displaced.get(path), self._base.get(path)
-        if mine is None and there.type == "dir":
-            return True  # nothing will be put in its place
+        if there.type == "dir":
+            return mine is None  # nothing will be put in its place
         return any(
             each is not None and each.type == there.type and _content(each) == _content(there)
             for each in (mine, before)

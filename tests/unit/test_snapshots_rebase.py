@@ -52,7 +52,11 @@ triples = st.builds(_triple, forests, st.sampled_from([True, True, True, False])
 def test_nothing_that_a_side_added_or_changed_is_lost_and_the_result_is_sound(
     triple: tuple[Listing, Listing, Listing],
 ) -> None:
-    base, theirs, mine = triple
+    _assert_complete(*triple)
+
+
+def _assert_complete(base: Listing, theirs: Listing, mine: Listing) -> Listing:
+    """Merge, and see that nothing is missing and that it can be written; the result."""
     merged = rebase(base, theirs, mine, "e1")
     list(check(merged.entries.values()))
     assert {path: entry.path for path, entry in merged.entries.items()} == {p: p for p in merged.entries}
@@ -67,6 +71,26 @@ def test_nothing_that_a_side_added_or_changed_is_lost_and_the_result_is_sound(
         kept = merged.entries[conflict.kept_at]
         assert (kept.sha256, kept.target) == (conflict.mine.sha256, conflict.mine.target)
         assert conflict.kept_at.startswith(b".conflicts")
+    return merged.entries
+
+
+@given(forests)
+@settings(max_examples=300, deadline=None)
+def test_what_was_kept_before_is_in_no_later_merges_way(forest: Forest) -> None:
+    base, theirs = forest.grow(), forest.grow()
+    for _ in range(4):
+        mine = forest.edit(base)
+        theirs = forest.edit(_assert_complete(base, theirs, mine))
+        base = mine
+
+
+def test_a_directory_among_what_was_kept_is_not_taken_for_the_directory_that_a_file_replaced() -> None:
+    base = changed(BASE, directory(b"d"), file(b"d/inside", b"first"))
+    kept = (directory(b".conflicts"), directory(b".conflicts/e1"), file(COPY + b"d", b"earlier"))
+    again = (directory(COPY + b"d~2"), file(COPY + b"d~2/inside", b"first"))
+    theirs = changed(BASE, file(b"d", b"theirs"), *kept, *again)
+    merged = _assert_complete(base, theirs, changed(BASE, file(b"d", b"mine")))
+    assert merged[COPY + b"d~3"].sha256 == file(b"", b"mine").sha256
 
 
 @given(triples)
