@@ -39,6 +39,7 @@ ANSWER_DEADLINE_S = 30.0  # an unmount sends something every second while it wor
 CONTENT_DEADLINE_S = 600.0
 """A content may have to be fetched first, or to be brought to a slow disk at last."""
 
+_PAGE = 5000
 BASE_URL = "http://agentfuse"
 _NOT_UNDERSTOOD = (json.JSONDecodeError, UnicodeDecodeError, msgspec.MsgspecError)
 _T = TypeVar("_T")
@@ -119,7 +120,7 @@ def stat(path: str) -> Ask[FileInfo]:
 
 def page(path: str, *, recursive: bool, cursor: str | None) -> Ask[Listing]:
     """Some of a listing."""
-    query = _query(recursive=int(recursive), cursor=cursor)
+    query = _query(recursive=int(recursive), cursor=cursor, limit=_PAGE)
     return Ask("GET", f"/v1/files/{_place(path)}{query}", Listing)
 
 

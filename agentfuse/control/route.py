@@ -39,9 +39,9 @@ class Call(Generic[_Q, _B]):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One JSON object."""
+    """One JSON object, or its text."""
 
-    value: msgspec.Struct | dict[str, object]
+    value: msgspec.Struct | dict[str, object] | bytes
     status: int = 200
 
 

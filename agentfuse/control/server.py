@@ -151,7 +151,8 @@ class _Server:
 
     async def _send(self, exchange: Exchange, reply: Reply) -> None:
         if isinstance(reply, Answer):
-            await exchange.send_json(reply.status, msgspec.to_builtins(reply.value))
+            value = reply.value if isinstance(reply.value, bytes) else msgspec.to_builtins(reply.value)
+            await exchange.send_json(reply.status, value)
         elif isinstance(reply, Streamed):
             await _send_stream(exchange, reply)
         else:

@@ -97,10 +97,10 @@ class Exchange:
         raise trio.BrokenResourceError  # the client closed the connection within its request
 
     async def send_json(self, status: int, body: object, headers: Iterable[Header] = ()) -> None:
-        """Answer with one object, of JSON values."""
+        """Answer with one object, of JSON values or in bytes already."""
         if self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             raise trio.BrokenResourceError  # HTTP was broken beyond answering
-        data = encode(body) + b"\n"
+        data = (body if isinstance(body, bytes) else encode(body)) + b"\n"
         await self.begin(status, "application/json", [("Content-Length", str(len(data))), *headers])
         await self.send(data)
         await self.end()
