@@ -368,7 +368,11 @@ class Mount:
         if self._is_on_path():
             self._reporter.say(f"unmounting {path}")
             async with self._doors.closed():
-                await trio.to_thread.run_sync(detach, limiter=self._detach_limiter)
+                try:
+                    await trio.to_thread.run_sync(detach, limiter=self._detach_limiter)
+                except MountError:
+                    if self._is_on_path():  # else somebody was faster, and it is what was wanted
+                        raise
         elif lazy:
             log.warning("%s was detached by somebody else: mapped pages still unwritten are lost", path)
         if lazy:

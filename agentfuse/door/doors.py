@@ -108,7 +108,7 @@ class Doors:
         self._idle: list[_Door] = []
         self._working: dict[int, Creator] = {}
         self._open = trio.CapacityLimiter(MAX_DOORS)
-        self._paused = False
+        self._closers = 0
         self._under_way: set[trio.CancelScope] = set()
         self._none_under_way = trio.Event()
 
@@ -188,7 +188,7 @@ class Doors:
     @contextlib.asynccontextmanager
     async def closed(self) -> AsyncIterator[None]:
         """Break off what is under way and end all doors; nobody gets through until this is left."""
-        self._paused = True
+        self._closers += 1
         try:
             while self._under_way:
                 for scope in self._under_way:
@@ -200,7 +200,7 @@ class Doors:
             self._idle.clear()
             yield
         finally:
-            self._paused = False
+            self._closers -= 1
 
     async def _put(
         self, region: str, path: bytes, creator: Creator, content: _Content, details: dict[str, object]
@@ -221,7 +221,7 @@ class Doors:
         where = self._joined(region, path)
         command = {"do": what, "path": where, "owner": self._owner, **details}
         with trio.CancelScope() as scope:
-            if self._paused:
+            if self._closers:
                 raise _unmounting()
             self._under_way.add(scope)
             try:

@@ -128,7 +128,7 @@ def test_a_store_that_is_down_is_an_error_of_the_open_that_needs_it_and_of_nothi
     with refused(errno.EIO):
         (shared / "d1" / "small 1").read_bytes()
     with refused(errno.EIO):
-        (shared / "large 1").open("r+b")
+        (shared / "d2" / "small 2").open("r+b")
     (shared / "d1" / "small 1").rename(shared / "renamed")
     (shared / "large 1").chmod(0o600)
     os.utime(shared / "large 1", ns=(1, 2))
