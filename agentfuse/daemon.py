@@ -53,7 +53,7 @@ from agentfuse.livefiles import LiveFiles
 from agentfuse.metrics.publishing import keep_textfile
 from agentfuse.operators import Life, Operators
 from agentfuse.progress import Reporter
-from agentfuse.regions import Scope
+from agentfuse.regions import PLATFORM, Scope
 from agentfuse.sync.backfill import Backfill
 from agentfuse.sync.background import Pace, RegionSync
 from agentfuse.sync.hydration import Hydration
@@ -83,6 +83,8 @@ _MAPPED_BYTES = 1024 * 1024
 
 _RECENT_EVENTS = 2000
 """So many, at most, does a new mount find in its ``.agentfuse/``."""
+
+_NOTICES_AGAIN_S = 10.0
 
 OnReady = Callable[[dict[str, object]], None]
 
@@ -269,10 +271,15 @@ class Mount:
             for sync in self._syncs:
                 sync.stop()
             # After an unmount it is gone; after anything else it would stay behind as a dead mount.
-            if self._session.handles_open:
-                for account in self._keeper.ledger.accounts():
-                    if account.observer is not None:  # nobody tells any more when those files are closed
-                        self._compare_with_events(account)
+            if self._session.handles_open:  # nobody tells any more when those files are closed
+                try:
+                    for account in self._keeper.ledger.accounts():
+                        if account.observer is not None:
+                            self._compare_with_events(account)
+                except (OSError, AgentfuseError) as error:
+                    log.warning(
+                        "events may be missing; the next start of this execution finds them: %s", error
+                    )
             self._events.stop()
             with trio.CancelScope(shield=True):
                 async with self._doors.closed():
@@ -291,8 +298,18 @@ class Mount:
     async def _notify(self) -> None:
         with self._notifying:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._notices.run)
+                nursery.start_soon(self._tell_agent)
                 nursery.start_soon(self._inboxes.run)
+
+    async def _tell_agent(self) -> None:
+        while True:
+            try:
+                await self._notices.run()
+            except Exception:  # whatever ails them, they are not worth a mount
+                log.exception("unexpected error; %s/ goes on in a while", PLATFORM.name)
+                await trio.sleep(_NOTICES_AGAIN_S)
+            else:
+                return
 
     def _content_of(self, name: bytes) -> bytes | None:
         """What a file of ``.agentfuse/`` is to hold when it is opened, if it is one that is made then."""

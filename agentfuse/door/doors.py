@@ -34,6 +34,7 @@ from agentfuse.home.creators import Creator
 from agentfuse.home.quota import Account, Ledger
 
 MAX_DOORS = 4
+_PATH_MAX = 4096
 _ANSWER_BYTES = 64 * 1024
 _BREAK_OFF_S = 1.0
 
@@ -111,6 +112,7 @@ class Doors:
         self._closers = 0
         self._under_way: set[trio.CancelScope] = set()
         self._none_under_way = trio.Event()
+        self._left: set[int] = set()
 
     def creator_of(self, pid: int) -> Creator | None:
         """For whom a process works now, if it is a door."""
@@ -133,9 +135,12 @@ class Doors:
         length is a ``UsageError``. The directories on the way are made. It is on the local disk then.
         """
         account = self._account(region)
-        account.require(size or 0, 0)
+        if on_collision != "replace":
+            account.require(size or 0, 0)
+        elif size is not None and size > account.bytes_quota:
+            raise account.refuse(f"{size} bytes")  # whatever it replaces
         details: dict[str, object] = {"collision": on_collision, "mode": mode, "durable": True}
-        return await self._put(region, path, creator, _checked(content, size, account), details)
+        return await self._put(region, path, creator, _checked(content, size, account, on_collision), details)
 
     async def put_fd(
         self,
@@ -193,11 +198,9 @@ class Doors:
             while self._under_way:
                 for scope in self._under_way:
                     scope.cancel()
-                self._none_under_way = trio.Event()
                 await self._none_under_way.wait()
-            for door in self._idle:
-                await _end(door)
-            self._idle.clear()
+            while self._idle:
+                await _end(self._idle.pop())
             yield
         finally:
             self._closers -= 1
@@ -206,7 +209,8 @@ class Doors:
         self, region: str, path: bytes, creator: Creator, content: _Content, details: dict[str, object]
     ) -> Put:
         is_fd = isinstance(content, int)
-        done = await self._ask("put", region, path, creator, content, from_fd=is_fd, **details)
+        details = {**details, "from_fd": is_fd, "left": list(self._left)}
+        done = await self._ask("put", region, path, creator, content, **details)
         return Put(_beside(path, done), done["size"])
 
     async def _ask(
@@ -223,6 +227,8 @@ class Doors:
         with trio.CancelScope() as scope:
             if self._closers:
                 raise _unmounting()
+            if not self._under_way:
+                self._none_under_way = trio.Event()
             self._under_way.add(scope)
             try:
                 async with self._open:
@@ -245,7 +251,8 @@ class Doors:
         try:
             done = await door.ask(command, content)
             is_whole = True
-        except (ConnectionError, ValueError) as error:
+            self._left.difference_update(command.get("left", ()))
+        except (OSError, ValueError) as error:
             raise EnvironmentProblem(
                 f"{command['path']}: the process that writes into the mount has died", hint="try again"
             ) from error
@@ -254,6 +261,8 @@ class Doors:
             if is_whole and not self._idle:
                 self._idle.append(door)
             else:
+                if not is_whole:
+                    self._left.add(door.process.pid)
                 with trio.CancelScope(shield=True):
                     await _end(door)
         return done
@@ -277,20 +286,27 @@ class Doors:
             names.insert(0, region.encode())
         elif self._ledger.is_root(names[0]):
             raise UsageError(f"{os.fsdecode(path)!r} is not loose in the home", hint="name its region")
-        return b"/".join(names).decode("utf-8", "surrogateescape")
+        joined = b"/".join(names)
+        if len(joined) >= _PATH_MAX:
+            raise UsageError(f"the path has {len(joined)} bytes", hint=f"a path has less than {_PATH_MAX}")
+        return joined.decode("utf-8", "surrogateescape")
 
     async def _make(self) -> _Door:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            command = [
-                *(sys.executable, "-I", "-S", worker.__file__),
-                *(str(theirs.fileno()), str(self._mountpoint), str(self.device)),
-            ]
-            try:
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs, contextlib.ExitStack() as undo:
+                undo.callback(ours.close)
+                command = [
+                    *(sys.executable, "-I", "-S", worker.__file__),
+                    *(str(theirs.fileno()), str(self._mountpoint), str(self.device)),
+                ]
                 process = await trio.to_thread.run_sync(_start, command, theirs.fileno())
-            except OSError as error:
-                ours.close()
-                raise EnvironmentProblem(f"cannot start a process: {error.strerror}") from error
+                undo.pop_all()
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"cannot start a process that writes into the mount: {error.strerror}", hint="try again"
+            ) from error
+        self._left.discard(process.pid)
         return _Door(process, trio.socket.from_stdlib_socket(ours))
 
 
@@ -320,15 +336,19 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def _checked(content: AsyncIterable[bytes], size: int | None, account: Account) -> AsyncIterator[bytes]:
+async def _checked(
+    content: AsyncIterable[bytes], size: int | None, account: Account, on_collision: OnCollision
+) -> AsyncIterator[bytes]:
     """The content, as long as it is what was announced and the region has room for it."""
     sent = 0
     async for piece in content:
         sent += len(piece)
         if size is not None and sent > size:
             break
-        if size is None:
+        if size is None and on_collision != "replace":
             account.require(sent, 0)
+        elif sent > account.bytes_quota:
+            raise account.refuse(f"{sent} bytes")
         yield piece
     if size is not None and sent != size:
         than = "more" if sent > size else "fewer"
@@ -346,26 +366,37 @@ def _unmounting() -> BusyError:
     return BusyError("the home is being unmounted", hint="mount it again")
 
 
-_ERRORS: dict[int, tuple[type[AgentfuseError], str]] = {
-    errno.EDQUOT: (QuotaExceededError, "the quota of its region has no room for it"),
-    errno.ENOENT: (NotFoundError, "there is no such file"),
-    errno.EEXIST: (ExistsError, "there is one already"),
-    errno.ENOTCONN: (BusyError, "the home is being unmounted"),
-    errno.EBUSY: (BusyError, "it is still being written, or a region's own directory"),
-    errno.EPERM: (UsageError, "it belongs to the platform"),
-    errno.ENOTDIR: (UsageError, "a directory on the way is not one"),
-    errno.ELOOP: (UsageError, "a directory on the way is a symbolic link"),
-    errno.EISDIR: (UsageError, "it is a directory"),
-    errno.ENOTEMPTY: (UsageError, "the directory is not empty"),
-    errno.EINVAL: (UsageError, "it cannot be moved into itself"),
-    errno.EXDEV: (UsageError, "it has hard links, which do not cross regions"),
+_MAKE_ROOM = "remove what is not needed, or raise it: agentfuse quota"
+_LOOK = "agentfuse ls shows what there is"
+_ERRORS: dict[int, tuple[type[AgentfuseError], str, str]] = {
+    errno.EDQUOT: (QuotaExceededError, "the quota of its region has no room for it", _MAKE_ROOM),
+    errno.ENOENT: (NotFoundError, "there is no such file", _LOOK),
+    errno.EEXIST: (
+        ExistsError,
+        "there is one already",
+        "choose another name, or have it replaced or numbered",
+    ),
+    errno.ENOTCONN: (BusyError, "the home is being unmounted", "mount it again"),
+    errno.EBUSY: (
+        BusyError,
+        "it is still being written, or a region's own directory",
+        "wait, or name a file",
+    ),
+    errno.EPERM: (UsageError, "it belongs to the platform", "only the daemon changes what is in .agentfuse/"),
+    errno.ENOTDIR: (UsageError, "a directory on the way is not one", _LOOK),
+    errno.ELOOP: (UsageError, "a directory on the way is a symbolic link", "name the directory itself"),
+    errno.EISDIR: (UsageError, "it is a directory", "name a file in it"),
+    errno.ENOTEMPTY: (UsageError, "the directory is not empty", "remove it with all that is in it"),
+    errno.EINVAL: (UsageError, "it cannot be moved into itself", "choose another directory"),
+    errno.EXDEV: (UsageError, "it has hard links, which do not cross regions", "copy it instead"),
     errno.ENAMETOOLONG: (
         UsageError,
         "a name is longer than 255 bytes, or directories are nested too deeply",
+        "choose shorter names",
     ),
 }
 
 
 def _error(code: int, where: str) -> AgentfuseError:
-    kind, what = _ERRORS.get(code, (EnvironmentProblem, os.strerror(code)))
-    return kind(f"{ascii(where)[1:-1]}: {what}")
+    kind, what, hint = _ERRORS.get(code, (EnvironmentProblem, os.strerror(code), ""))
+    return kind(f"{ascii(where)[1:-1]}: {what}", hint=hint)

@@ -78,11 +78,10 @@ class Worker:
                 case "append":
                     return self._append(root, command)
                 case "move":
-                    with (
-                        _parent(root, command["path"]) as (old_fd, old),
-                        _parent(root, command["to"], owner=owner, makes=True) as (new_fd, new),
-                    ):
-                        return {"name": _text(_place(old_fd, old, new_fd, new, command["collision"]))}
+                    with _parent(root, command["path"]) as (old_fd, old):
+                        os.stat(old, dir_fd=old_fd, follow_symlinks=False)  # else nothing is made for it
+                        with _parent(root, command["to"], owner=owner, makes=True) as (new_fd, new):
+                            return {"name": _text(_place(old_fd, old, new_fd, new, command["collision"]))}
                 case "mkdir":
                     with _parent(root, command["path"], owner=owner, makes=True) as (fd, name):
                         _mkdir(fd, name, owner)
@@ -107,8 +106,9 @@ class Worker:
             _directory(root, INCOMING) as incoming,
         ):
             own = b"%d" % os.getpid()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(own, dir_fd=incoming)
+            for pid in (os.getpid(), *command["left"]):  # doors that were killed
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(b"%d" % pid, dir_fd=incoming)
             content = os.open(own, _NEW, 0o600, dir_fd=incoming)
             try:
                 try:

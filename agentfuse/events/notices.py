@@ -43,6 +43,8 @@ NEARLY_FULL = 80
 _LARGEST = 10
 _REST_S = 1.0
 """So long after telling of a refusal the next one waits: who hits a quota does it often."""
+_WALKS_APART = 10
+"""And so many times as long as finding the largest files took: an agent could have that done all the time."""
 _RETRY_S = 1.0
 
 
@@ -118,10 +120,12 @@ class Notices:
             self._was_refused = trio.Event()
             if self._refused is not None:
                 account, what, when = self._refused
+                begun_s = trio.current_time()
                 largest = await trio.to_thread.run_sync(self._largest, account, abandon_on_cancel=True)
+                took_s = trio.current_time() - begun_s
                 content = _refusal(account, what, when, largest)
                 await self._insist(partial(self._doors.replace, PLATFORM.name, LAST_ERROR, content))
-                await trio.sleep(_REST_S)
+                await trio.sleep(max(_REST_S, _WALKS_APART * took_s))
 
     async def _insist(self, tell: Callable[[], Awaitable[None]]) -> None:
         """Try until it is told: a full disk passes, and an unmount that fails, too."""

@@ -24,11 +24,18 @@ _SET_ID = stat.S_ISUID | stat.S_ISGID
 class Content:
     """The open files of a home, by the number of the handle that the kernel was given."""
 
-    def __init__(self, inodes: InodeTable, absent: Absent) -> None:
+    def __init__(self, inodes: InodeTable, absent: Absent, *, max_files: int) -> None:
         self._inodes = inodes
         self._absent = absent
         self._handles: dict[int, Handle] = {}
         self._next = 1
+        self._files = 0
+        self._max_files = max_files
+
+    def require_descriptor(self) -> None:
+        """Raise ``OSError(ENFILE)`` when agents may open no more files: the daemon needs descriptors, too."""
+        if self._files >= self._max_files:
+            raise OSError(errno.ENFILE, "too many files are open in the home")
 
     def open(self, inode: Inode, flags: int, opener: int = 0) -> int:
         """One more opener of a regular file, a thread by its number; the number of its handle.
@@ -38,6 +45,7 @@ class Content:
         file = inode.file
         access = flags & os.O_ACCMODE
         if file is None:
+            self.require_descriptor()
             file = OpenFile(inode)
             directory_fd, name = self._inodes.locate(inode)
             file.open(directory_fd, name, access)
@@ -62,6 +70,7 @@ class Content:
 
     def _opened(self, file: OpenFile, flags: int, opener: int = 0) -> int:
         file.inode.file = file
+        self._files += file.openers == 0
         file.openers += 1
         number = self._next
         self._next += 1
@@ -84,6 +93,7 @@ class Content:
         if file.openers > 0:
             return
         passing("close.last")
+        self._files -= 1
         inode = file.inode
         inode.file = None
         if inode.last_stat is not None:

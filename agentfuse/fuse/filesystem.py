@@ -51,7 +51,7 @@ class Filesystem:
 
     ``allow_devices``: whether device nodes may be made (the mount has ``dev``). ``absent``: the files
     whose contents are not here yet; whoever opens or truncates one sees to it before. ``creators`` tells
-    who makes them.
+    who makes them. ``max_files``: so many may be open.
     """
 
     def __init__(
@@ -63,11 +63,12 @@ class Filesystem:
         *,
         gives_away: bool,
         allow_devices: bool,
+        max_files: int = 1 << 30,
     ) -> None:
         self.inodes = inodes
         self.ledger = ledger
         self.absent = absent or Absent()
-        self.content = Content(inodes, self.absent)
+        self.content = Content(inodes, self.absent, max_files=max_files)
         self._creators = creators or Creators()
         self._gives_away = gives_away
         self._allow_devices = allow_devices
@@ -211,6 +212,7 @@ class Filesystem:
         """
         parent = self.inodes.get(parent_id)
         account = self._room_for_entry(parent, name)
+        self.content.require_descriptor()
         directory_fd = self._directory(parent)
         wanted = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:

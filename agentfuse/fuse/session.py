@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 _READ_AHEAD_KIB = 1024
 
+_OWN_DESCRIPTORS = 1536
+"""So many the daemon keeps for itself, whatever agents open: clients, databases, doors, arriving contents."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
@@ -65,7 +68,8 @@ class Session:
         self._closed = False
         self._root_fd = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._inodes = InodeTable(self._root_fd, ledger.loose, max_directory_fds=max(16, descriptors // 4))
+        directories = max(16, descriptors // 4)
+        self._inodes = InodeTable(self._root_fd, ledger.loose, max_directory_fds=directories)
         self._filesystem = Filesystem(
             self._inodes,
             ledger,
@@ -73,6 +77,7 @@ class Session:
             Creators(options.rules, options.creator_of, agent_uid=options.agent_uid),
             gives_away=os.geteuid() == 0,
             allow_devices="dev" in options.extra,
+            max_files=max(16, descriptors - directories - min(_OWN_DESCRIPTORS, descriptors // 4)),
         )
         self._operations = Operations(
             self._filesystem,

@@ -120,7 +120,7 @@ def test_a_refusal_is_explained_with_the_largest_files(new_home: Make) -> None:
     (home.path / "workspace" / "deep").mkdir()
     (home.path / "workspace" / "deep" / "large\n").write_bytes(b"x" * 700)
     (home.path / "workspace" / "small").write_bytes(b"x" * 200)
-    with pytest.raises(OSError, match="") as refused:
+    with pytest.raises(OSError, match="quota") as refused:
         (home.path / "workspace" / "more").write_bytes(b"x" * 101)
     assert refused.value.errno == errno.EDQUOT
     told = home.path / ".agentfuse/last-error.json"
@@ -196,3 +196,20 @@ def test_idle_doors_are_not_in_the_way_of_an_ordinary_umount(new_home: Make) -> 
     home.settled()
     subprocess.run(["umount", home.path], check=True)
     assert home.ended() == 0
+
+
+def test_an_agent_that_opens_all_files_it_can_leaves_descriptors_to_the_daemon(new_home: Make) -> None:
+    home = new_home(prefix=("prlimit", "--nofile=400")).start()
+    opened: list[int] = []
+    try:
+        with pytest.raises(OSError, match="Too many open files") as refused:
+            for number in range(400):
+                opened.append(os.open(home.path / "workspace" / str(number), os.O_RDWR | os.O_CREAT))
+        assert refused.value.errno == errno.ENFILE
+        os.close(opened.pop())
+        (home.path / "uploads" / "a").write_text("1")
+        wait_for(home, lambda: bool(lines(home)))
+        assert [event["path"] for event in lines(home)] == ["a"]
+    finally:
+        for fd in opened:
+            os.close(fd)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -69,6 +71,11 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     yield house
     async with house.doors.closed():
         assert house.incoming() == []
+
+
+def pids_of_doors(house: House) -> list[int]:
+    """The processes that work now."""
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if house.doors.creator_of(pid)]
 
 
 async def test_a_put_file_has_its_content_its_mode_its_owner_and_its_directories(house: House) -> None:
@@ -238,10 +245,8 @@ async def test_closing_the_doors_breaks_off_what_is_under_way_and_they_open_agai
 async def test_a_door_that_was_killed_is_told_and_the_next_one_works(house: House) -> None:
     async def kills() -> AsyncIterator[bytes]:
         yield b"some"
-        (pid,) = [
-            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if house.doors.creator_of(pid)
-        ]
-        os.kill(pid, 9)
+        (pid,) = pids_of_doors(house)
+        os.kill(pid, signal.SIGKILL)
         yield b"more"
         yield b"and more"
 
@@ -250,8 +255,6 @@ async def test_a_door_that_was_killed_is_told_and_the_next_one_works(house: Hous
     assert house.uploads() == {}
     await house.put(b"a", b"1")
     assert house.uploads() == {"a": b"1"}
-    for left in house.incoming():  # the next start of the mount removes it
-        (house.path / ".agentfuse" / "incoming" / left).unlink()
 
 
 async def test_creators_are_known_while_their_doors_work_and_never_else(house: House) -> None:
@@ -317,3 +320,81 @@ async def test_where_the_mount_is_gone_nothing_is_written(house: House) -> None:
     with pytest.raises(BusyError, match="being unmounted"):
         await house.put(b"a", b"1")
     assert house.uploads() == {}
+
+
+async def test_two_who_close_the_doors_both_get_through(house: House) -> None:
+    came, breaking = trio.Event(), trio.Event()
+
+    async def never_ends() -> AsyncIterator[bytes]:
+        came.set()
+        try:
+            yield b"some"
+            await trio.sleep_forever()
+        finally:
+            breaking.set()
+
+    async def put() -> None:
+        with pytest.raises(BusyError):
+            await house.doors.put("uploads", b"a", never_ends(), creator=Creator.USER)
+
+    async def close() -> None:
+        async with house.doors.closed():
+            pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(put)
+        await came.wait()
+        (pid,) = pids_of_doors(house)
+        os.kill(pid, signal.SIGSTOP)  # so that breaking off takes its time
+        nursery.start_soon(close)
+        await breaking.wait()
+        nursery.start_soon(close)
+    await house.put(b"b", b"1")
+    assert house.uploads() == {"b": b"1"}
+
+
+async def test_what_a_killed_door_left_goes_with_the_next_put(house: House) -> None:
+    async def kills() -> AsyncIterator[bytes]:
+        yield b"some"
+        (pid,) = pids_of_doors(house)
+        os.kill(pid, signal.SIGKILL)
+        yield b"more"
+
+    with pytest.raises(EnvironmentProblem):
+        await house.doors.put("uploads", b"a", kills(), creator=Creator.USER)
+    await house.put(b"b", b"1")
+    assert house.incoming() == []
+
+
+async def test_without_descriptors_a_door_is_an_error_like_others(house: House) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), limits[1]))
+    try:
+        with pytest.raises(EnvironmentProblem, match="cannot start a process"):
+            await house.put(b"a", b"1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    await house.put(b"a", b"1")
+
+
+async def test_a_full_region_takes_what_replaces_as_much(house: House) -> None:
+    await house.put(b"a", b"1234567890")
+    account = house.ledger.by_directory[b"uploads"]
+    account.bytes_quota = account.bytes_used = 10
+    await house.doors.put("uploads", b"a", pieces(b"12345"), creator=Creator.USER, size=5)
+    await house.put(b"a", b"123456789")
+    assert (house.uploads(), account.refusals) == ({"a": b"123456789"}, 0)
+    for size in (None, 11):
+        with pytest.raises(QuotaExceededError):
+            await house.doors.put("uploads", b"a", pieces(b"1" * 11), creator=Creator.USER, size=size)
+
+
+async def test_moving_what_is_not_there_makes_nothing(house: House) -> None:
+    with pytest.raises(NotFoundError):
+        await house.doors.move(("uploads", b"no"), ("workspace", b"new/x"), creator=Creator.USER)
+    assert os.listdir(house.path / "workspace") == []
+
+
+async def test_a_path_that_is_too_long_is_refused_at_once(house: House) -> None:
+    with pytest.raises(UsageError, match="bytes"):
+        await house.put(b"/".join([b"d" * 200] * 21), b"1")
