@@ -258,8 +258,9 @@ class Operators:
             if self.life.state == "live":
                 await self.detach(lazy=lazy)
                 with trio.move_on_after(HELD_ELSEWHERE_S):
-                    await self.life.ended.wait()
-                if not self.life.ended.is_set():
+                    await self.session.ended.wait()
+                # The life itself ends later: our own tasks may take their time, and that is nobody's hold.
+                if not self.session.ended.is_set():
                     yield {
                         "say": "unmounted here, but another mount namespace (a sandbox, a container) still "
                         "holds it: waiting for that to end; `agentfuse umount --lazy` does not wait"

@@ -29,8 +29,8 @@ async def trace(
     What a reader is too slow for is lost, and counted in a value ``{"lost": n}`` where it would have been.
     Raises ``UsageError``.
     """
-    for operation in sorted(wanted.operations - set(TRACED)):
-        raise UsageError(f"no operation {operation!r} is traced", hint=f"there are {', '.join(TRACED)}")
+    if unknown := wanted.operations - set(TRACED):
+        raise UsageError(f"no operation {min(unknown)!r} is traced", hint=f"there are {', '.join(TRACED)}")
     reader = _Reader(wanted)
     until = math.inf if for_s is None else trio.current_time() + for_s
     with tracer.listening(reader.hear):

@@ -58,12 +58,13 @@ class SessionOptions:
 class Session:
     """A mounted home. Make it with ``mounted``; run it once; stop it from the trio thread.
 
-    ``tracer`` tells of its requests.
+    ``tracer`` tells of its requests; ``ended``: it answers none any more.
     """
 
     def __init__(self, tree: Path, ledger: Ledger, hydration: Hydration, options: SessionOptions) -> None:
         self.ledger = ledger
         self.ready = trio.Event()
+        self.ended = trio.Event()
         self._options = options
         self._closed = False
         self._root_fd = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -109,6 +110,8 @@ class Session:
         except* ConnectionAbortedError:
             # How the kernel ends a connection that was aborted, or unmounted while a request was being read.
             log.warning("the kernel has ended the connection")
+        finally:
+            self.ended.set()
 
     def written(self) -> list[bytes]:
         """Paths below the mountpoint of the files that are open for writing."""

@@ -46,17 +46,17 @@ class Scrapes:
         """Until cancelled, started when it answers. At an address that is taken nothing is served."""
         host, port = address
         try:
-            (listener,) = await trio.open_tcp_listeners(port, host=host)
+            listeners = await trio.open_tcp_listeners(port, host=host)  # a name may have several addresses
         except OSError as error:
             log.warning(
                 "no metrics at %s: %s; each mount needs a port of its own, or metrics_file", address, error
             )
             task_status.started()
             return
-        bound = listener.socket.getsockname()[1]
+        bound = listeners[0].socket.getsockname()[1]
         self.url = f"http://{Address(host, bound)}/metrics"
         task_status.started()
-        await trio.serve_listeners(partial(self._handle, metrics), [listener])
+        await trio.serve_listeners(partial(self._handle, metrics), listeners)
 
     async def _handle(self, metrics: Metrics, stream: trio.SocketStream) -> None:
         async with stream:
@@ -83,7 +83,12 @@ async def _answer(exchange: Exchange, metrics: Metrics) -> None:
     if (request.method, request.target) != (b"GET", b"/metrics"):
         await exchange.send_json(404, {"code": "not_found", "message": "there is GET /metrics only"})
         return
-    text = await metrics()
+    try:
+        text = await metrics()
+    except Exception:
+        log.exception("unexpected error in metrics")
+        await exchange.send_json(500, {"code": "internal", "message": "unexpected error"})
+        return
     await exchange.begin(200, METRICS_TYPE, [("Content-Length", str(len(text)))])
     await exchange.send(text)
     await exchange.end()
@@ -97,13 +102,14 @@ async def keep_textfile(path: Path, metrics: Metrics, interval_s: float) -> None
     has_failed = False
     try:
         while True:
-            text = await metrics()
             try:
+                text = await metrics()
                 await trio.to_thread.run_sync(_replace, path, text, limiter=limiter)
                 has_failed = False
-            except OSError as error:
+            except Exception as error:
                 if not has_failed:
-                    log.warning("metrics cannot be written to %s: %s", path, error.strerror)
+                    why, is_unexpected = str(error), not isinstance(error, OSError)
+                    log.warning("metrics cannot be written to %s: %s", path, why, exc_info=is_unexpected)
                 has_failed = True
             await trio.sleep(interval_s)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -161,4 +162,51 @@ async def test_a_directory_that_is_not_there_is_told_once(
         await asked.reached.wait()
         nursery.cancel_scope.cancel()
     (record,) = caplog.records
-    assert f"metrics cannot be written to {path}: No such file" in record.getMessage()
+    assert f"metrics cannot be written to {path}: " in record.getMessage()
+    assert "No such file" in record.getMessage()
+
+
+async def test_metrics_that_cannot_be_read_for_a_while_end_neither_the_file_nor_the_port(
+    tmp_path: Path, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = Asked(unanswered=2)
+    failures = [OSError(errno.EMFILE, "Too many open files", "/proc/self/statm")] * 3
+
+    async def metrics() -> bytes:
+        if failures:
+            raise failures.pop()
+        return await asked.metrics()
+
+    scrapes = Scrapes()
+    await nursery.start(partial(scrapes.serve, Address("127.0.0.1", 0), metrics))
+    assert scrapes.url is not None
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(scrapes.url)
+        assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+        path = tmp_path / "agentfuse-e.prom"
+        nursery.start_soon(keep_textfile, path, metrics, 0.0)
+        await asked.reached.wait()
+        assert path.read_text() == "metric 1\n"
+        assert (await client.get(scrapes.url)).text == "metric 3\n"
+    (record,) = [each for each in caplog.records if "cannot be written" in each.getMessage()]
+    assert "Too many open files" in record.getMessage()
+
+
+async def test_every_address_of_a_name_is_served(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[trio.SocketListener] = []
+
+    async def listen(port: int, *, host: str) -> list[trio.SocketListener]:
+        for address in ("127.0.0.1", "127.0.0.2"):  # as a name with two addresses does
+            made.extend(await real(port, host=address))
+        return made
+
+    real = trio.open_tcp_listeners
+    monkeypatch.setattr(trio, "open_tcp_listeners", listen)
+    await nursery.start(partial(Scrapes().serve, Address("localhost", 0), some_text))
+    async with httpx.AsyncClient() as client:
+        for listener in made:
+            host, port = listener.socket.getsockname()
+            assert (await client.get(f"http://{host}:{port}/metrics")).status_code == 200
+    assert len(made) == 2
