@@ -43,7 +43,7 @@ from agentfuse.control.messages import (
     Status,
 )
 from agentfuse.control.registry import PublishedMount, open_registry
-from agentfuse.errors import BusyError, NotFoundError, UsageError
+from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UsageError
 from agentfuse.regions import Creator
 
 __all__ = [
@@ -161,14 +161,14 @@ class Home:
     ) -> Generator[Event, None, None]:
         """Events numbered higher than ``since``, or all that are kept; with ``follow`` those to come.
 
-        When the daemon ends and the same execution is mounted again within ``resume_s``, it goes on where
-        it was, whether it had ended well or not: each event comes once. Otherwise the iteration ends with
-        the mount, or raises ``NotFoundError`` or ``UnflushedError`` if the daemon was killed.
+        Ends with the mount. When the daemon was killed instead, and the same execution is mounted again
+        within ``resume_s``, it goes on where it was: each event comes once. If it is not, it raises
+        ``NotFoundError`` or ``UnflushedError``.
         """
         execution = self._found.entry().record.execution
         patience = _Patience(resume_s)
         while True:
-            problem: Exception | None = None
+            problem: AgentfuseError
             try:
                 with closing(self._client.events(since=since, region=region, follow=follow)) as lines:
                     for line in lines:
@@ -176,6 +176,7 @@ class Home:
                         if line:
                             yield msgspec.convert(line, Event)
                             since = line["seq"]
+                return
             except (asks.NoDaemonError, asks.CutOffError) as error:
                 problem = error
             while follow and patience.is_left():
@@ -183,9 +184,7 @@ class Home:
                 if self._found.is_back(execution):
                     break
             else:
-                if problem is not None:
-                    raise problem
-                return
+                raise problem
 
     def put(
         self,
@@ -310,7 +309,7 @@ class AsyncHome:
         execution = self._found.entry().record.execution
         patience = _Patience(resume_s)
         while True:
-            problem: Exception | None = None
+            problem: AgentfuseError
             try:
                 ask = asks.events(since=since, region=region, follow=follow)
                 async with aclosing(self._client.lines(ask)) as lines:
@@ -319,6 +318,7 @@ class AsyncHome:
                         if line:
                             yield msgspec.convert(line, Event)
                             since = line["seq"]
+                return
             except (asks.NoDaemonError, asks.CutOffError) as error:
                 problem = error
             while follow and patience.is_left():
@@ -326,9 +326,7 @@ class AsyncHome:
                 if self._found.is_back(execution):
                     break
             else:
-                if problem is not None:
-                    raise problem
-                return
+                raise problem
 
     async def put(
         self,

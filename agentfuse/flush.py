@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
 
@@ -17,6 +18,10 @@ _RETRY_S = (1.0, 2.0, 4.0, 8.0)
 """How long a flush waits after the first failure to reach the store, the second, and so on."""
 
 
+_MAX_WAITING = 256
+"""So many lines may wait for who does not read before it misses progress."""
+
+
 class Watchers:
     """Those who wait for the end of a mount at its control socket."""
 
@@ -26,7 +31,7 @@ class Watchers:
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncGenerator[trio.MemoryReceiveChannel[dict[str, object]], None]:
         """What is told from now on, to the end."""
-        send, receive = trio.open_memory_channel[dict[str, object]](256)
+        send, receive = trio.open_memory_channel[dict[str, object]](math.inf)
         self._listeners.add(send)
         try:
             yield receive
@@ -36,8 +41,10 @@ class Watchers:
     def tell(self, line: dict[str, object]) -> None:
         """Tell everybody."""
         for listener in list(self._listeners):
-            # Who does not read misses progress, never the end: there is room for that.
-            with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError):
+            # Who does not read misses progress, of which there is much, but nothing else.
+            if "progress" in line and listener.statistics().current_buffer_used >= _MAX_WAITING:
+                continue
+            with contextlib.suppress(trio.BrokenResourceError):
                 listener.send_nowait(line)
 
     def tell_from_thread(self, line: dict[str, object]) -> None:

@@ -65,6 +65,8 @@ def status(mountpoint: options.Mountpoint, *, json: options.Json = False) -> Non
     cells.append(("uptime", duration(time.time() - float(answer["started_at"]))))
     cells.append(("memory", format_size(int(answer["rss_bytes"]))))
     cells.append(("contents", arrived(answer["hydration"])))
+    if answer["metrics_url"] is not None:
+        cells.append(("metrics", answer["metrics_url"]))
     print_table(("", ""), cells)
     say("")
     print_table(("REGION", "BYTES", "", "FILES", ""), [region_cells(*item) for item in _regions(answer)])

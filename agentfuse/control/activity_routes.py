@@ -44,6 +44,6 @@ async def _watch(control: MountControl, call: Call[WatchQuery, Nothing]) -> Repl
 
 
 ROUTES: tuple[AnyRoute, ...] = (
-    Route("GET", "/v1/trace", _trace, Media((_NDJSON,), TracedRequest), query=TraceQuery),
-    Route("GET", "/v1/watch", _watch, Media((_NDJSON,), Frame), query=WatchQuery),
+    Route("GET", "/v1/trace", _trace, Media((_NDJSON,), TracedRequest), query=TraceQuery, follows=True),
+    Route("GET", "/v1/watch", _watch, Media((_NDJSON,), Frame), query=WatchQuery, follows=True),
 )

@@ -33,7 +33,7 @@ from agentfuse.errors import EnvironmentProblem, UsageError
 
 _PIECE = 256 * 1024
 _encoders = trio.CapacityLimiter(2)
-_RANGE = re.compile(rb"bytes=(\d*)-(\d*)", re.ASCII)
+_RANGE = re.compile(rb"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 _ANY = Media(("application/octet-stream",))
 
 

@@ -15,7 +15,7 @@ from agentfuse.regions import Creator
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Quota = Annotated[int, msgspec.Meta(ge=0, le=2**60)]
-_Seconds = Annotated[float, msgspec.Meta(ge=0)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 OnCollision = Literal["replace", "refuse", "number"]
 """When a name is taken: what has it is replaced, or the new file is refused, or gets ``name (1).ext``."""
 Level = Literal["debug", "info", "warning", "error"]
@@ -223,7 +223,7 @@ class InboxStatus(msgspec.Struct):
 
 
 class Status(msgspec.Struct):
-    """A mount as its daemon describes it."""
+    """A mount as its daemon describes it. ``metrics_url``: where they are scraped, null when nowhere."""
 
     mountpoint: str
     agent: str
@@ -233,6 +233,7 @@ class Status(msgspec.Struct):
     state_dir: str
     store: str
     owner: list[int]
+    metrics_url: str | None
     started_at: float
     rss_bytes: int
     regions: dict[str, RegionUse]
@@ -330,6 +331,7 @@ class OpenApi(msgspec.Struct):
 
     openapi: str
     info: dict[str, Any]
+    servers: list[dict[str, Any]]
     paths: dict[str, Any]
     components: dict[str, Any]
 

@@ -159,7 +159,7 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route("POST", "/v1/check", _check, HomeReport),
     Route("GET", "/v1/regions", _regions, Regions),
     Route("PATCH", "/v1/regions/{region}", _set_quota, RegionInfo, body=QuotaChange),
-    Route("GET", "/v1/events", _events, Media((_NDJSON, _SSE), Event), query=EventsQuery),
+    Route("GET", "/v1/events", _events, Media((_NDJSON, _SSE), Event), query=EventsQuery, follows=True),
     Route("POST", "/v1/checkpoint", _checkpoint, Checkpoint, status=202),
     Route("POST", "/v1/sync", _sync, _LINES, body=SyncRequest),
     Route("POST", "/v1/drain", _drain, _LINES, body=DrainRequest),

@@ -10,6 +10,9 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from agentfuse.errors import UsageError
 
+PATH_MAX = 4096
+"""Bytes of a path for the kernel, with the NUL at its end."""
+
 
 def split(path: str) -> tuple[str, bytes]:
     """(region, path in it, which may be empty) of a text like ``uploads/a.csv``. Raises ``UsageError``."""
@@ -23,6 +26,11 @@ def split(path: str) -> tuple[str, bytes]:
 
 def checked(path: bytes) -> bytes:
     """The path in a region; empty is the region itself. Raises ``UsageError`` for what leads elsewhere."""
+    if len(path) >= PATH_MAX:
+        raise UsageError(
+            f"a path has {len(path)} bytes, more than the {PATH_MAX - 1} that Linux takes",
+            hint="name it by a shorter one",
+        )
     names = path.split(b"/") if path else []
     if b"\0" in path or any(name in {b"", b".", b".."} for name in names):
         raise UsageError(

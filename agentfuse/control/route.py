@@ -81,7 +81,8 @@ class Route(Generic[_Q, _B]):
     """One method of one path. The docstring of ``handler`` is its description.
 
     ``path`` may have ``{region}`` and, at its end, ``{path}``, which takes what is left. ``answer`` is what
-    ``status`` comes with. ``takes_content``: the body is any bytes, of any length.
+    ``status`` comes with. ``takes_content``: the body is any bytes, of any length. ``follows``: the answer may
+    go on for as long as the mount does.
     """
 
     method: str
@@ -92,6 +93,7 @@ class Route(Generic[_Q, _B]):
     body: type[_B] = Nothing  # type: ignore[assignment]
     status: int = 200
     takes_content: bool = False
+    follows: bool = False
 
     def match(self, path: str) -> dict[str, str] | None:
         """The percent-encoded parts of a URL's path that this one has names for, None for another path."""
@@ -149,10 +151,14 @@ def _parse_query(target: bytes, headers: Mapping[bytes, bytes], shape: type[_Q])
         raise RequestError(400, f"the query is not understood: {error}", hint=takes) from None
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
+
+
 def _parse_body(body: bytes, shape: type[_B]) -> _B:
     try:
         # Not msgspec's own parser: it refuses the lone surrogates of names that are no UTF-8.
-        return msgspec.convert(json.loads(body or b"{}"), shape)
+        return msgspec.convert(json.loads(body or b"{}", parse_constant=_refuse_constant), shape)
     except (ValueError, RecursionError) as error:
         names = ", ".join(f'"{field.encode_name}": ...' for field in msgspec.structs.fields(shape))
         raise RequestError(

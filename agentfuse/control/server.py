@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -24,13 +25,16 @@ from agentfuse.control import routes
 from agentfuse.control.contract import Lines, MountControl
 from agentfuse.control.feeds import Feed, error_line
 from agentfuse.control.registry import socket_address
-from agentfuse.control.route import Answer, Reply, Streamed
+from agentfuse.control.route import Answer, AnyRoute, Call, Reply, Streamed
 from agentfuse.control.transport import CLIENT_LEFT, Exchange, RequestError, refused
 from agentfuse.errors import AgentfuseError
 
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 256
+MAX_FOLLOWERS = 192
+"""So many of them may wait for what is to come: the others are for who wants an answer."""
+
 REQUEST_DEADLINE_S = 10.0
 GRACE_S = 2.0
 """How long answers under way may take to reach their clients when the server is cancelled."""
@@ -84,6 +88,8 @@ class _Server:
     def __init__(self, control: MountControl) -> None:
         self._control = control
         self._reading: set[trio.CancelScope] = set()
+        self._connections = 0
+        self._followers = 0
         self._stopping = trio.Event()
 
     async def hold_connections(
@@ -105,22 +111,40 @@ class _Server:
     async def handle(self, stream: trio.SocketStream) -> None:
         """Answer the one request of a connection. Never raises but for cancellation."""
         exchange = Exchange(stream)
-        async with stream:
-            try:
+        self._connections += 1
+        try:
+            async with stream:
                 try:
-                    _check_peer(stream)
-                    await self._send(exchange, await self._reply(exchange))
-                except RequestError as error:
-                    await exchange.send_json(error.status, error.body, error.headers)
-            except CLIENT_LEFT:
-                log.debug("a control client left before its answer")
-            except Exception:
-                log.exception("unexpected error in the control server")
+                    try:
+                        _check_peer(stream)
+                        await self._answer(exchange)
+                    except RequestError as error:
+                        await exchange.send_json(error.status, error.body, error.headers)
+                except CLIENT_LEFT:
+                    log.debug("a control client left before its answer")
+                except Exception:
+                    log.exception("unexpected error in the control server")
+        finally:
+            self._connections -= 1
 
-    async def _reply(self, exchange: Exchange) -> Reply:
-        """Read the request and do what it asks."""
-        if len(self._reading) >= MAX_CONNECTIONS:
-            raise RequestError(503, "too many connections", code="busy")
+    async def _answer(self, exchange: Exchange) -> None:
+        """Read the request, do what it asks, and tell."""
+        if self._connections > MAX_CONNECTIONS:
+            raise _too_many(MAX_CONNECTIONS, "connections")
+        route, call = await self._read(exchange)
+        if not route.follows:
+            await self._send(exchange, await self._reply(exchange, route, call))
+            return
+        if self._followers >= MAX_FOLLOWERS:
+            raise _too_many(MAX_FOLLOWERS, "followers")
+        self._followers += 1
+        try:
+            await self._send(exchange, await self._reply(exchange, route, call))
+        finally:
+            self._followers -= 1
+
+    async def _read(self, exchange: Exchange) -> tuple[AnyRoute, Call[Any, Any]]:
+        """What is asked, and of which route."""
         route = call = None
         with self._interruptible(trio.current_time() + REQUEST_DEADLINE_S):
             request = await exchange.read_head()
@@ -130,6 +154,10 @@ class _Server:
                 call = route.call(request.target, headers, body)
         if route is None or call is None:
             raise RequestError(408, f"no complete request within {REQUEST_DEADLINE_S:g} s", code="timeout")
+        return route, call
+
+    async def _reply(self, exchange: Exchange, route: AnyRoute, call: Call[Any, Any]) -> Reply:
+        """Do what is asked."""
         if not route.takes_content:
             with _answering():
                 return await route.handler(self._control, call)
@@ -215,6 +243,10 @@ def _answering() -> Iterator[None]:
     except Exception:
         log.exception("unexpected error in what a control client asked for")
         raise RequestError(500, "unexpected error", code="internal", hint=_SEE_LOG) from None
+
+
+def _too_many(limit: int, what: str) -> RequestError:
+    return RequestError(503, f"there are {limit} {what} already", code="busy", hint="close some of them")
 
 
 def _check_peer(stream: trio.SocketStream) -> None:

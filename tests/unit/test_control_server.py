@@ -20,9 +20,11 @@ from agentfuse.control import client as client_module
 from agentfuse.control import server as control_server
 from agentfuse.control import transport
 from agentfuse.control.client import ControlClient
+from agentfuse.control.eventstream import EventLine
 from agentfuse.control.feeds import Feed
 from agentfuse.control.mount_routes import DEFAULT_SYNC_S
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError
+from agentfuse.flush import Watchers
 
 
 class FakeFiles:
@@ -63,6 +65,13 @@ class FakeMount:
         if self.error:
             raise self.error
         return {"pid": 1, "mountpoint": "/home/\udcff"}
+
+    async def events(
+        self, *, since: int | None, region: str | None, follow: bool
+    ) -> AsyncGenerator[list[EventLine], None]:
+        while True:
+            yield []
+            await trio.sleep_forever()
 
     async def sync(self, *, timeout_s: float) -> AsyncGenerator[dict[str, object], None]:
         self.timeout_s = timeout_s
@@ -251,6 +260,12 @@ async def test_a_silent_unmount_sends_heartbeats(autojump_clock: trio.testing.Mo
         (request("POST", "/v1/unmount", b'{"lazy": 1}'), 400),
         (request("POST", "/v1/unmount", b'{"force": true}'), 400),
         (request("POST", "/v1/unmount", b'{"timeout_s": -1}'), 400),
+        (request("POST", "/v1/unmount", b'{"timeout_s": Infinity}'), 400),
+        (request("POST", "/v1/unmount", b'{"timeout_s": NaN}'), 400),
+        (request("POST", "/v1/unmount", b'{"timeout_s": 1e999}'), 400),
+        (request("GET", "/v1/trace?for_s=inf"), 400),
+        (request("PUT", "/v1/content/uploads/" + "d/" * 2048 + "x", b"x"), 400),
+        (request("POST", "/v1/move", json.dumps({"from": "a/b", "to": "a/" + "d/" * 2048}).encode()), 400),
         (request("GET", "/v1/sync"), 405),
         (request("POST", "/v1/sync", b'{"timeout_s": "60"}'), 400),
         (request("POST", "/v1/unmount", b"[" * 60_000), 400),
@@ -332,6 +347,49 @@ async def test_too_many_unfinished_requests_are_refused(tmp_path: Path) -> None:
         assert status_of(await ask(tmp_path / "s", request("GET", "/v1/status"))) == 503
         for stream in idle:
             await stream.aclose()
+
+
+async def test_followers_beyond_the_limit_are_refused_and_whoever_wants_an_answer_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_server, "MAX_FOLLOWERS", 2)
+    path = tmp_path / "s"
+    async with serving(path, FakeMount()):
+        following = []
+        for _ in range(2):
+            following.append(await trio.open_unix_socket(str(path)))
+            await following[-1].send_all(request("GET", "/v1/events?follow=1"))
+            assert status_of(await following[-1].receive_some(65536)) == 200
+        refused = await ask(path, request("GET", "/v1/events?follow=1"))
+        assert (status_of(refused), body_of(refused)["code"]) == (503, "busy")
+        assert status_of(await ask(path, request("GET", "/v1/status"))) == 200
+        for stream in following:
+            await stream.aclose()
+
+
+async def test_connections_count_while_they_are_answered_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_server, "MAX_CONNECTIONS", 1)
+    path = tmp_path / "s"
+    async with serving(path, FakeMount()):
+        following = await trio.open_unix_socket(str(path))
+        await following.send_all(request("GET", "/v1/events?follow=1"))
+        assert status_of(await following.receive_some(65536)) == 200
+        assert status_of(await ask(path, request("GET", "/v1/status"))) == 503
+        await following.aclose()
+
+
+async def test_who_waits_for_the_end_and_reads_late_hears_of_it() -> None:
+    watchers = Watchers()
+    async with watchers.watching() as lines:
+        for number in range(1000):
+            watchers.tell({"progress": {"done_files": number}})
+        watchers.tell({"done": {}})
+        watchers.close()
+        heard = [line async for line in lines]
+    assert heard[-1] == {"done": {}}
+    assert len(heard) < 1000
 
 
 async def test_a_status_that_fails_is_one_logged_500(
