@@ -168,7 +168,6 @@ class Home:
         execution = self._found.entry().record.execution
         patience = _Patience(resume_s)
         while True:
-            problem: AgentfuseError
             try:
                 with closing(self._client.events(since=since, region=region, follow=follow)) as lines:
                     for line in lines:
@@ -176,9 +175,10 @@ class Home:
                         if line:
                             yield msgspec.convert(line, Event)
                             since = line["seq"]
-                return
             except (asks.NoDaemonError, asks.CutOffError) as error:
-                problem = error
+                problem: AgentfuseError = error
+            else:
+                return
             while follow and patience.is_left():
                 time.sleep(_POLL_S)
                 if self._found.is_back(execution):
@@ -309,7 +309,6 @@ class AsyncHome:
         execution = self._found.entry().record.execution
         patience = _Patience(resume_s)
         while True:
-            problem: AgentfuseError
             try:
                 ask = asks.events(since=since, region=region, follow=follow)
                 async with aclosing(self._client.lines(ask)) as lines:
@@ -318,9 +317,10 @@ class AsyncHome:
                         if line:
                             yield msgspec.convert(line, Event)
                             since = line["seq"]
-                return
             except (asks.NoDaemonError, asks.CutOffError) as error:
-                problem = error
+                problem: AgentfuseError = error
+            else:
+                return
             while follow and patience.is_left():
                 await anyio.sleep(_POLL_S)
                 if self._found.is_back(execution):

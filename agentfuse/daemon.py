@@ -446,7 +446,7 @@ class Mount:
     def _live_files(self) -> LiveFiles:
         tree, regions = self._keeper.home.tree, self._keeper.config.regions
         files = Files(tree, regions, agent=self._spec.agent, execution=self._spec.execution)
-        return LiveFiles(files, tree, self._hydration, self._doors)
+        return LiveFiles(files, tree, self._hydration, self._doors, self._content_of)
 
 
 def _leaves(group: BaseExceptionGroup[AgentfuseError]) -> Iterator[AgentfuseError]:

@@ -7,21 +7,24 @@ content that is not here is fetched first, as for everybody else.
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import trio
 
-from agentfuse.control.contract import Page
+from agentfuse.control.contract import Content, Page
 from agentfuse.control.messages import OnCollision
 from agentfuse.door.doors import MAX_DOORS, Doors
 from agentfuse.errors import BusyError, NotFoundError, StoreError, UsageError
-from agentfuse.home.files import FileFacts, Files
+from agentfuse.home.files import FileFacts, Files, shown
+from agentfuse.home.mime import type_of
 from agentfuse.home.walk import Cursor, join, open_to_fill
-from agentfuse.regions import LOOSE, Creator
+from agentfuse.regions import LOOSE, PLATFORM, Creator
 from agentfuse.sync.hydration import Hydration
 from agentfuse.sync.scan import SETTLED_NS
 
@@ -31,9 +34,20 @@ _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
 
 class LiveFiles:
-    """The files of one mount. The trio thread's; ``files`` reads what is below ``tree``."""
+    """The files of one mount. The trio thread's; ``files`` reads what is below ``tree``.
 
-    def __init__(self, files: Files, tree: Path, hydration: Hydration, doors: Doors) -> None:
+    ``content_of``: what a file of the platform's directory holds that is made when it is opened, by its name.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        tree: Path,
+        hydration: Hydration,
+        doors: Doors,
+        content_of: Callable[[bytes], bytes | None],
+    ) -> None:
+        self._content_of = content_of
         self._files = files
         self._tree = tree
         self._hydration = hydration
@@ -44,23 +58,38 @@ class LiveFiles:
 
     async def stat(self, region: str, path: bytes) -> FileFacts:
         """See ``Files.stat``."""
-        return await trio.to_thread.run_sync(self._files.stat, region, path, limiter=self._readers)
+        facts = await trio.to_thread.run_sync(self._files.stat, region, path, limiter=self._readers)
+        return self._as_of_now(facts)
 
     async def list(
         self, region: str, path: bytes, *, recursive: bool, limit: int, after: bytes | None
     ) -> Page:
         """What a directory holds, behind the path ``after``; raises as ``Files.list`` does."""
 
-        def page() -> Page:
+        def page() -> tuple[list[FileFacts], bytes | None]:
             found = walk(self._files, region, path, recursive=recursive, after=after, limit=limit)
             entries = list(itertools.islice(found, limit))
-            return Page(
-                [facts for _, facts in entries], entries[-1][0] if next(found, None) is not None else None
-            )
+            return [facts for _, facts in entries], entries[-1][0] if next(found, None) is not None else None
 
-        return await trio.to_thread.run_sync(page, limiter=self._readers)
+        entries, last = await trio.to_thread.run_sync(page, limiter=self._readers)
+        if region == LOOSE:
+            entries = [self._as_of_now(facts) for facts in entries]
+        return Page(entries, last)
 
-    async def open(self, region: str, path: bytes) -> OpenFile:
+    def _made_now(self, region: str, path: bytes) -> bytes | None:
+        """The content of a file that is made when it is opened, None for every other."""
+        directory, _, name = path.rpartition(b"/")
+        if region != LOOSE or directory != PLATFORM.name.encode():
+            return None
+        return self._content_of(name)
+
+    def _as_of_now(self, facts: FileFacts) -> FileFacts:
+        content = self._made_now(facts.region, facts.path)
+        if content is None:
+            return facts
+        return replace(facts, size=len(content), mime=type_of(facts.path, content), modified_at=time.time())
+
+    async def open(self, region: str, path: bytes) -> Content:
         """The content of a file; the caller closes it.
 
         Raises as ``Files.stat`` does, ``UsageError`` for what is no file, ``StoreError`` when its content
@@ -70,9 +99,11 @@ class LiveFiles:
             facts = await self.stat(region, path)
             if facts.type != "file":
                 raise UsageError(
-                    f"{_shown(region, path)} is a {facts.type}, not a file",
+                    f"{shown(region, path)} is a {facts.type}, not a file",
                     hint="list it" if facts.type == "dir" else "symbolic links are not followed",
                 )
+            if (made := self._made_now(region, path)) is not None:
+                return MadeFile(made, facts)
             where = path if region == LOOSE else join(region.encode(), path)
             try:
                 fd = await trio.to_thread.run_sync(self._open, where, limiter=self._readers)
@@ -88,10 +119,10 @@ class LiveFiles:
                 if error.errno in _GONE:
                     continue
                 raise StoreError(
-                    f"the content of {_shown(region, path)} cannot be had: {error.strerror}",
+                    f"the content of {shown(region, path)} cannot be had: {error.strerror}",
                     hint="if it is still in the object store only, the daemon's log says why",
                 ) from error
-        raise BusyError(f"{_shown(region, path)} is being replaced all the time", hint="try again")
+        raise BusyError(f"{shown(region, path)} is being replaced all the time", hint="try again")
 
     async def put(
         self,
@@ -170,6 +201,24 @@ class OpenFile:
             os.close(fd)
 
 
+class MadeFile:
+    """A file whose content was made for who opened it."""
+
+    def __init__(self, content: bytes, facts: FileFacts) -> None:
+        self.size = len(content)
+        self.mime = facts.mime or "application/octet-stream"
+        self.etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        self.modified_at = facts.modified_at
+        self._content = content
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """So many bytes, or fewer at the end of the file."""
+        return self._content[offset : offset + size]
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
 def walk(
     files: Files, region: str, directory: bytes, *, recursive: bool, after: bytes | None, limit: int
 ) -> Iterator[tuple[bytes, FileFacts]]:
@@ -207,7 +256,3 @@ def _if_there(
         return level(below, name)
     except (NotFoundError, UsageError):  # it is gone, or no directory any more
         return []
-
-
-def _shown(region: str, path: bytes) -> str:
-    return ascii(os.fsdecode(join(region.encode(), path)))

@@ -81,8 +81,8 @@ class Route(Generic[_Q, _B]):
     """One method of one path. The docstring of ``handler`` is its description.
 
     ``path`` may have ``{region}`` and, at its end, ``{path}``, which takes what is left. ``answer`` is what
-    ``status`` comes with. ``takes_content``: the body is any bytes, of any length. ``follows``: the answer may
-    go on for as long as the mount does.
+    ``status`` comes with. ``takes_content``: the body is any bytes, of any length. ``follows``: the
+    answer may go on for as long as the mount does.
     """
 
     method: str

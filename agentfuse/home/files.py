@@ -120,7 +120,7 @@ class Files:
         """
         where = self._place(region, path)
         if self.stat(region, path).type != "dir":
-            raise UsageError(f"{_shown(region, path)} is not a directory", hint="ask for its facts instead")
+            raise UsageError(f"{shown(region, path)} is not a directory", hint="ask for its facts instead")
         with _told(region, path), Cursor(self._tree, only_looks=True) as cursor:
             names = sorted(name for name in map(os.fsencode, os.listdir(cursor.enter(where))) if name > after)
             for name in names:
@@ -152,16 +152,14 @@ class Files:
         parts = path.split(b"/") if path else []
         if any(part in (b"", b".", b"..") or b"\0" in part for part in parts):
             raise UsageError(
-                f"{_shown(region, path)} is not a path in a region",
+                f"{shown(region, path)} is not a path in a region",
                 hint="write it without '.', '..' and '//'",
             )
         if region != LOOSE:
             return join(region.encode(), path) if path else region.encode()
         if parts and parts[0] in self._roots:
             own = self._roots[parts[0]]
-            raise NotFoundError(
-                f"{_shown(region, path)} is not loose", hint=f"it belongs to the region {own}"
-            )
+            raise NotFoundError(f"{shown(region, path)} is not loose", hint=f"it belongs to the region {own}")
         return path
 
     def _facts(self, cursor: Cursor, region: str, path: bytes, where: bytes) -> FileFacts:
@@ -224,14 +222,15 @@ def _told(region: str, path: bytes) -> Iterator[None]:
     except OSError as error:
         if error.errno in _GONE:
             raise NotFoundError(
-                f"there is no {_shown(region, path)}", hint="agentfuse ls shows what there is"
+                f"there is no {shown(region, path)}", hint="agentfuse ls shows what there is"
             ) from None
         raise EnvironmentProblem(
-            f"{_shown(region, path)} cannot be read: {error.strerror}", hint="look at the local disk"
+            f"{shown(region, path)} cannot be read: {error.strerror}", hint="look at the local disk"
         ) from error
 
 
-def _shown(region: str, path: bytes) -> str:
+def shown(region: str, path: bytes) -> str:
+    """A path for messages: quoted, ASCII only."""
     return ascii(os.fsdecode(join(region.encode(), path)))
 
 

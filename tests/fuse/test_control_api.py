@@ -199,6 +199,20 @@ def test_the_platforms_directory_is_no_region_and_cannot_be_written(there: Home,
     assert not (home.path / ".agentfuse" / "new").exists()
 
 
+def test_the_status_that_the_agent_reads_is_as_fresh_for_who_is_outside(
+    home: Mounted, there: Home, http: httpx.Client
+) -> None:
+    path = "home/.agentfuse/status.json"
+    for size in (1234, 5):
+        there.put(b"x" * size, "uploads/a")
+        assert json.loads(there.get(path))["regions"]["uploads"]["bytes_used"] == size
+    listed = next(each for each in there.list("home/.agentfuse") if each.path.endswith("status.json"))
+    for facts in (there.stat(path), listed):
+        assert (facts.size > 100, facts.mime) == (True, "application/json")
+    part = http.get(f"/v1/content/{path}", headers={"Range": "bytes=0-0"})
+    assert (part.status_code, part.content) == (206, b"{")
+
+
 def test_a_symlink_of_the_agents_leads_no_privileged_write_or_read_out_of_the_home(
     home: Mounted, there: Home, scratch: Path
 ) -> None:
