@@ -245,7 +245,7 @@ class Doors:
     async def _through_a_door(
         self, command: dict[str, Any], creator: Creator, content: _Content | None
     ) -> dict[str, Any]:
-        door = self._idle.pop() if self._idle else await self._make()
+        door = await self._idle_one() or await self._make()
         self._working[door.process.pid] = creator
         is_whole = False
         try:
@@ -266,6 +266,15 @@ class Doors:
                 with trio.CancelScope(shield=True):
                     await _end(door)
         return done
+
+    async def _idle_one(self) -> _Door | None:
+        """One that waits for work, unless it was killed meanwhile."""
+        while self._idle:
+            door = self._idle.pop()
+            if door.process.poll() is None:
+                return door
+            await _end(door)
+        return None
 
     def _account(self, region: str) -> Account:
         for account in (*self._ledger.accounts(), self._ledger.platform):
@@ -379,7 +388,7 @@ _ERRORS: dict[int, tuple[type[AgentfuseError], str, str]] = {
     errno.ENOTCONN: (BusyError, "the home is being unmounted", "mount it again"),
     errno.EBUSY: (
         BusyError,
-        "it is still being written, or a region's own directory",
+        "it is in use: still being written, a region's own directory, or a place where something is mounted",
         "wait, or name a file",
     ),
     errno.EPERM: (UsageError, "it belongs to the platform", "only the daemon changes what is in .agentfuse/"),
@@ -388,6 +397,7 @@ _ERRORS: dict[int, tuple[type[AgentfuseError], str, str]] = {
     errno.EISDIR: (UsageError, "it is a directory", "name a file in it"),
     errno.ENOTEMPTY: (UsageError, "the directory is not empty", "remove it with all that is in it"),
     errno.EINVAL: (UsageError, "it cannot be moved into itself", "choose another directory"),
+    errno.ENOTSUP: (UsageError, "something else is mounted there", "what is mounted there is not the home's"),
     errno.EXDEV: (UsageError, "it has hard links, which do not cross regions", "copy it instead"),
     errno.ENAMETOOLONG: (
         UsageError,

@@ -14,6 +14,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -62,8 +63,8 @@ class Worker:
                 answer = {"errno": error.errno or errno.EIO}
             except _BrokenOff:
                 answer = {"errno": errno.ECANCELED}
-            except RecursionError:
-                answer = {"errno": errno.ENAMETOOLONG}  # thousands of directories in each other
+            except (RecursionError, ValueError):
+                answer = {"errno": errno.ENAMETOOLONG}
             finally:
                 for fd in self._fds:
                     os.close(fd)
@@ -86,8 +87,11 @@ class Worker:
                     with _parent(root, command["path"], owner=owner, makes=True) as (fd, name):
                         _mkdir(fd, name, owner)
                 case "remove":
-                    with _parent(root, command["path"]) as (fd, name):
-                        _remove(fd, name, recursive=command["recursive"])
+                    path = command["path"].encode("utf-8", "surrogateescape")
+                    with _parent(root, command["path"]) as (fd, name), _directory(root, INCOMING) as incoming:
+                        if command["recursive"]:
+                            _require_no_mount(os.path.join(os.path.realpath(self._mountpoint), path))
+                        _remove(fd, name, incoming if command["recursive"] else None)
         return {}
 
     @contextlib.contextmanager
@@ -171,6 +175,8 @@ def _directory(
                 below = os.open(name, _DIRECTORY, dir_fd=fd)
             os.close(fd)
             fd = below
+            if os.fstat(fd).st_dev != os.fstat(root).st_dev:
+                raise OSError(errno.ENOTSUP, "something else is mounted there")
         yield fd
     finally:
         os.close(fd)
@@ -220,15 +226,52 @@ def numbered(name: bytes, number: int) -> bytes:
     return stem + tail
 
 
-def _remove(fd: int, name: bytes, *, recursive: bool) -> None:
+def _remove(fd: int, name: bytes, incoming: int | None) -> None:
+    """Remove a file or a directory, which is empty unless there is ``incoming`` to take it apart in."""
     if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
         os.unlink(name, dir_fd=fd)
-    elif recursive:
-        import shutil  # noqa: PLC0415  # takes as long to import as all the rest
-
-        shutil.rmtree(name, dir_fd=fd)
-    else:
+    elif incoming is None:
         os.rmdir(name, dir_fd=fd)
+    else:
+        own = b"%d-removed" % os.getpid()
+        try:
+            os.rename(name, own, src_dir_fd=fd, dst_dir_fd=incoming)  # it is gone at once, with its charge
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            import shutil  # noqa: PLC0415  # takes as long to import as all the rest
+
+            shutil.rmtree(name, dir_fd=fd)  # it has hard links outside, so it cannot leave its region
+        else:
+            _take_apart(incoming, own)
+
+
+def _take_apart(incoming: int, name: bytes) -> None:
+    """Remove a tree where nobody else can get at it, however deep it is."""
+    pending, count = [name], 0
+    while pending:
+        directory = pending.pop()
+        below = os.open(directory, _DIRECTORY, dir_fd=incoming)
+        try:
+            for each in map(os.fsencode, os.listdir(below)):
+                if stat.S_ISDIR(os.stat(each, dir_fd=below, follow_symlinks=False).st_mode):
+                    count += 1
+                    pending.append(b"%s-%d" % (name, count))
+                    os.rename(each, pending[-1], src_dir_fd=below, dst_dir_fd=incoming)
+                else:
+                    os.unlink(each, dir_fd=below)
+        finally:
+            os.close(below)
+        os.rmdir(directory, dir_fd=incoming)
+
+
+def _require_no_mount(path: bytes) -> None:
+    """Raise ``OSError(EBUSY)`` when something is mounted at a path or below it: that is not the home's."""
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            at = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), line.split()[4])
+            if at == path or at.startswith(path + b"/"):
+                raise OSError(errno.EBUSY, "something is mounted there")
 
 
 def _copy(source: int, target: int) -> None:
@@ -239,7 +282,10 @@ def _copy(source: int, target: int) -> None:
         _write(target, memoryview(data))
         offset += len(data)
     after = os.fstat(source)
-    if offset != before.st_size or (after.st_size, after.st_mtime_ns) != (offset, before.st_mtime_ns):
+    # Of the two times the one can be set back.
+    if offset != before.st_size or any(
+        getattr(before, each) != getattr(after, each) for each in ("st_size", "st_mtime_ns", "st_ctime_ns")
+    ):
         raise OSError(errno.EBUSY, "it is still being written")
 
 

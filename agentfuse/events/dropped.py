@@ -245,7 +245,8 @@ def remove_directory(root: int, path: bytes) -> bool:
 
 
 def _version(st: os.stat_result) -> tuple[int, ...]:
-    return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns
+    # The last tells of who wrote in place and then set the mtime back.
+    return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
 
 
 def is_in(region: Path, path: bytes, fd: int, since_ns: int) -> bool:

@@ -101,8 +101,9 @@ class Creators:
             for rule in self._rules:
                 if _fits(rule, caller, process):
                     return rule.creator
-        if caller.uid == self._agent_uid and region in (Creator.USER, Creator.SYSTEM):
-            return Creator.AGENT
+        if self._agent_uid is not None and region in (Creator.USER, Creator.SYSTEM):
+            # Not only its own: who may map user ids, as Debian lets everybody, has many.
+            return region if caller.uid in (0, os.geteuid()) else Creator.AGENT
         return region
 
     def _mark(self, file: marks.File, creator: Creator) -> None:

@@ -398,3 +398,51 @@ async def test_moving_what_is_not_there_makes_nothing(house: House) -> None:
 async def test_a_path_that_is_too_long_is_refused_at_once(house: House) -> None:
     with pytest.raises(UsageError, match="bytes"):
         await house.put(b"/".join([b"d" * 200] * 21), b"1")
+
+
+async def test_a_tree_of_any_depth_is_removed(house: House) -> None:
+    top = os.open(house.path / "uploads", os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=top)
+        below = os.open("d", os.O_RDONLY, dir_fd=top)
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=below))
+        os.close(top)
+        top = below
+    os.close(top)
+    await house.doors.remove("uploads", b"d", creator=Creator.USER, recursive=True)
+    assert os.listdir(house.path / "uploads") == []
+    assert house.incoming() == []
+
+
+async def test_nothing_is_done_in_what_is_mounted_in_the_home(house: House) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    foreign = house.path / "uploads" / "deep" / "mounted"
+    foreign.mkdir(parents=True)
+    await trio.run_process(["mount", "-t", "tmpfs", "none", foreign])
+    try:
+        (foreign / "theirs").write_text("kept")
+        with pytest.raises(BusyError, match="mounted"):
+            await house.doors.remove("uploads", b"deep", creator=Creator.USER, recursive=True)
+        with pytest.raises(UsageError, match="mounted"):
+            await house.put(b"deep/mounted/mine", b"1")
+        with pytest.raises(UsageError, match="mounted"):
+            await house.doors.remove("uploads", b"deep/mounted/theirs", creator=Creator.USER)
+        assert os.listdir(foreign) == ["theirs"]
+    finally:
+        await trio.run_process(["umount", foreign])
+
+
+async def test_a_door_that_was_killed_while_it_waited_for_work_is_not_asked(house: House) -> None:
+    async def tells() -> AsyncIterator[bytes]:
+        pids.extend(pids_of_doors(house))
+        yield b"1"
+
+    pids: list[int] = []
+    await house.doors.put("uploads", b"a", tells(), creator=Creator.USER)
+    watched = os.pidfd_open(pids[0])
+    os.kill(pids[0], signal.SIGKILL)
+    await trio.lowlevel.wait_readable(watched)
+    os.close(watched)
+    await house.put(b"b", b"1")
+    assert set(house.uploads()) == {"a", "b"}

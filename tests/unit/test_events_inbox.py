@@ -293,3 +293,19 @@ def test_an_inbox_belongs_to_one_mount_and_each_run_may_have_its_own(tmp_path: P
     assert open_inboxes(own, {}, agent="a", execution="e2")[0].path == tmp_path / "e2"
     os.close(held.fd)
     assert open_inboxes(own, {}, agent="a", execution="e1")[0].path == tmp_path / "e1"
+
+
+def test_a_file_that_was_rewritten_and_given_its_old_mtime_is_not_removed(tmp_path: Path) -> None:
+    dropped_file = tmp_path / "report"
+    dropped_file.write_bytes(b"before")
+    root, fd = os.open(tmp_path, os.O_RDONLY), os.open(dropped_file, os.O_RDONLY)
+    try:
+        was = os.fstat(fd)
+        dropped_file.write_bytes(b"after!")
+        os.utime(dropped_file, ns=(was.st_atime_ns, was.st_mtime_ns))
+        assert not dropped.remove(root, b"report", fd, was)
+        assert dropped_file.read_bytes() == b"after!"
+        assert dropped.remove(root, b"report", fd, os.fstat(fd))
+    finally:
+        os.close(root)
+        os.close(fd)
