@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from agentfuse.errors import AgentfuseError
 from agentfuse.events.feed import EventFeed, Line
 from agentfuse.home.creators import Creator
 from agentfuse.home.quota import Account, Ledger
-from agentfuse.home.tree import now, regular_files
+from agentfuse.home.tree import now, walk_files
 from agentfuse.regions import LOOSE, PLATFORM
 
 log = logging.getLogger(__name__)
@@ -147,16 +148,15 @@ class Notices:
 
     def _largest(self, account: Account) -> list[tuple[bytes, int]]:
         """The largest files of a region, by their paths from the home's root."""
+        names = [account.name.encode()]
+        if account is self._ledger.loose:
+            names = [name for name in os.listdir(os.fsencode(self._tree)) if not self._ledger.is_root(name)]
         found: list[tuple[bytes, int]] = []
-        with contextlib.suppress(OSError, AgentfuseError):  # the tree lives: what can be seen is told
-            names = [account.name.encode()]
-            if account is self._ledger.loose:
-                names = [
-                    name for name in os.listdir(os.fsencode(self._tree)) if not self._ledger.is_root(name)
-                ]
-            for name in names:
-                found += [(path, st.st_size) for path, st in regular_files(self._tree, name)]
-        return heapq.nlargest(_LARGEST, found, key=lambda item: item[1])
+        for name in names:
+            with contextlib.suppress(OSError, AgentfuseError):  # the tree lives: what can be seen is told
+                sizes = ((path, st.st_size) for path, st in walk_files(self._tree, name))
+                found = heapq.nlargest(_LARGEST, itertools.chain(found, sizes), key=lambda item: item[1])
+        return found
 
 
 def percent_used(account: Account) -> int:

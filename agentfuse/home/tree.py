@@ -287,9 +287,16 @@ def weigh(
 
 def regular_files(directory: int | Path, name: bytes) -> list[tuple[bytes, os.stat_result]]:
     """The regular files among ``name``, which is in ``directory``, and everything below it."""
+    return list(walk_files(directory, name))
+
+
+def walk_files(directory: int | Path, name: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+    """As ``regular_files``, one after the other."""
     with Cursor(directory) as cursor:
         found = os.stat(name, dir_fd=cursor.enter(b""), follow_symlinks=False)
-        return [each for each in _everything(cursor, name, found) if stat.S_ISREG(each[1].st_mode)]
+        for path, st in _everything(cursor, name, found):
+            if stat.S_ISREG(st.st_mode):
+                yield path, st
 
 
 def _weigh_from(cursor: Cursor, path: bytes, found: os.stat_result, weight: Weight) -> None:
