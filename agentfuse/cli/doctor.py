@@ -7,7 +7,7 @@ import resource
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,7 +59,7 @@ def doctor(
     Really tries a mount, the state directory (made if it is missing) and the object store.
     Exits 0 unless a check failed, else 69.
     """
-    findings = list(_findings(config=config, store=store, state=state))
+    findings = _each_failure_once(_findings(config=config, store=store, state=state))
     if json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -91,6 +91,15 @@ def _findings(*, config: str | None, store: str | None, state: str | None) -> It
     yield from _guarded("registry", _registry)
     yield from _guarded("dead mounts", _dead_mounts)
     yield from _guarded("unflushed homes", lambda: _unflushed(settings))
+
+
+def _each_failure_once(findings: Iterable[Finding]) -> list[Finding]:
+    """What fails several checks is told of with the first of them."""
+    told: dict[object, Finding] = {}
+    for finding in findings:
+        failure = (finding.found, finding.fix) if finding.verdict == "fail" else finding
+        told.setdefault(failure, finding)
+    return list(told.values())
 
 
 def _guarded(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

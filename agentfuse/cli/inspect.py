@@ -123,7 +123,7 @@ def df(
 
 def _ask(registry: Registry, mountpoint: str) -> dict[str, Any]:
     entry = registry.find_live(mountpoint)
-    return ControlClient(entry.socket, deadline_s=_DEADLINE_S).status()
+    return ControlClient(entry.socket, deadline_s=_DEADLINE_S).status() | {"socket": str(entry.socket)}
 
 
 def _try_to_ask(entry: PublishedMount) -> dict[str, Any] | None:
@@ -235,6 +235,7 @@ def _mount_row(entry: PublishedMount) -> dict[str, object]:
         "state": "dead",
         "uptime_s": round(time.time() - record.started_at, 1) if entry.alive else None,
         "store": record.store,
+        "socket": str(entry.socket) if entry.alive else None,
         "regions": None,
         "sync": None,
     }
@@ -272,6 +273,7 @@ def _unflushed_rows(states: Iterable[Path], mounted: set[str]) -> list[dict[str,
                     "state": "unflushed" if record.status == "live" else "not restored",
                     "uptime_s": None,
                     "store": record.store,
+                    "socket": None,
                     "regions": None,
                     "sync": None,
                 }

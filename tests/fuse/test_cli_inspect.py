@@ -209,6 +209,21 @@ def test_doctor_names_what_is_wrong_and_the_fix(host: Host) -> None:
     assert "config.toml:1: bogus" in verdicts(host, code=69)["configuration"]["found"]
 
 
+def test_doctor_tells_once_of_what_fails_several_checks(host: Host) -> None:
+    host.runtime.write_text("no directory")
+    failed = [each for each in answer(host, "doctor", code=69) if each["verdict"] == "fail"]
+    assert [each["check"] for each in failed] == ["registry"]
+    host.runtime.unlink()
+
+
+def test_the_socket_and_the_port_of_a_mount_are_told(host: Host) -> None:
+    (host.base / "config.toml").write_text('metrics = "127.0.0.1:0"\n')
+    host.mount()
+    sockets = {answer(host, "status", host.home)["socket"], *(row["socket"] for row in answer(host, "ps"))}
+    assert sockets == {str(host.registry.find(host.home).socket)}
+    assert answer(host, "status", host.home)["metrics_url"] in host.run("status", host.home).stdout
+
+
 def test_doctor_finds_a_container_without_the_right_to_mount(host: Host) -> None:
     done = subprocess.run(
         ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin",
