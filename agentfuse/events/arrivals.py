@@ -8,7 +8,7 @@ when it is complete under its final name. Knows no filesystem and no database.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal, NamedTuple, Protocol
 
 from agentfuse.regions import Creator
@@ -24,7 +24,7 @@ class Seen(NamedTuple):
     mtime_ns: int
 
 
-Listing = Iterable[tuple[bytes, Seen | None]]
+Listing = Collection[tuple[bytes, Seen | None]]
 """The regular files at a path; None: still being written, so nothing is told of it yet."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import math
 import os
 import stat
 from collections.abc import AsyncGenerator, Iterable
@@ -29,6 +30,7 @@ from agentfuse.events.arrivals import (
 )
 from agentfuse.events.log import Event, EventLog, Happened
 from agentfuse.events.placeholders import Placeholders
+from agentfuse.events.waiting import Waiting
 from agentfuse.home.observer import Found, Look
 from agentfuse.home.tree import now
 from agentfuse.killpoints import passing
@@ -42,10 +44,11 @@ QUIET_S = 0.25
 _GATHER_S = 0.005
 """Waiting so little makes one transaction, and one awakening of all subscribers, of a burst."""
 _BATCH = 500
+"""So many files are in one transaction, or one operation: readers and marks wait for no longer."""
 _RECENT = 4000
 """So many of the newest events are kept in memory, for the subscribers who keep up."""
-_MOST_WAITING = 100_000
-"""So much may wait for the log; if it cannot keep up with more, looking again finds what there is."""
+_MOST_WAITING = 50_000
+"""So many files may wait for the log; if it cannot keep up with more, looking again finds what there is."""
 _RETRY_S = 1.0
 _LAST_TRIES = 3
 
@@ -70,11 +73,12 @@ class EventFeed:
         self._log = events
         self._execution = execution
         self._agent = agent
-        self._queue: collections.deque[Happened] = collections.deque()
+        self._queue = Waiting()
         self._held = Placeholders(events.tree)
         self._is_writing_batch = False
         self._looks: dict[str, Look] = {}
         self._is_behind = False
+        self._look_at = -math.inf  # by trio's clock, when behind
         self._woken = trio.Event()
         self._stopping = False
         self._newest = events.newest()
@@ -107,64 +111,76 @@ class EventFeed:
         """
         if not files and not self._log.exists():
             return
-        operation = _everything(files)
         if silently:
-            self._log.append([Happened(region, now(), operation)], silently=True)
+            self._log.append([Happened(region, now(), _everything(files))], silently=True)
         else:
-            self.put(region, operation)
+            self._put_all(region, files)
+
+    def _put_all(self, region: str, files: Found) -> None:
+        """However many they are: by looking again there would be no fewer."""
+        happened = Happened(region, now(), _everything(files))
+        self._held.note(happened)
+        self._queue.add(happened)
+        self._woken.set()
 
     def put(self, region: str, operation: Operation) -> None:
         """Something happened: this is all that it costs the one who did it."""
         happened = Happened(region, now(), operation)
-        queue = self._queue
         if self._held:
-            queue.extend(self._held.note(happened))
-        if self._held.hold(happened):
-            self._woken.set()
-            return
-        if queue and isinstance(operation, Completed) and _is_same(queue[-1], happened):
-            queue[-1] = happened
-        elif len(queue) < _MOST_WAITING:
-            queue.append(happened)
-        else:
+            self._queue.extend(self._held.note(happened))
+        if not self._held.hold(happened) and not self._queue.add(happened, most=_MOST_WAITING):
             self._is_behind = True
         self._woken.set()
 
     async def run(self) -> None:
         """Bring everything into the log until ``stop``, and then what is still to be brought."""
         try:
-            while self._queue or not self._stopping:
-                with trio.move_on_at(self._held.next_due):
+            while self._queue or self._is_behind or not self._stopping:
+                next_look = self._look_at if self._is_behind else math.inf
+                with trio.move_on_at(min(self._held.next_due, next_look)):
                     await self._woken.wait()
                 if not self._stopping:
                     self._woken = trio.Event()
                     await trio.sleep(_GATHER_S)
                     self._queue.extend(await self._held.ripe())
-                while self._queue:
-                    batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
-                    self._is_writing_batch = True
-                    lines = await self._append(batch)
-                    self._is_writing_batch = False
-                    self._publish(lines)
-                    if self._is_behind:
-                        self._look_again()
+                await self._bring()
             await trio.to_thread.run_sync(self._log.close, limiter=self._writing)
         finally:
             self.ended.set()
             self._changed.set()
 
+    async def _bring(self) -> None:
+        """What waits into the log, and what there is when more happened than could wait."""
+        while self._queue or self._may_look():
+            if self._queue:
+                self._is_writing_batch = True
+                lines = await self._append(self._queue.take(_BATCH))
+                self._is_writing_batch = False
+                self._publish(lines)
+            if self._may_look():
+                self._look_again()
+
+    def _may_look(self) -> bool:
+        return self._is_behind and (self._stopping or trio.current_time() >= self._look_at)
+
     def _look_again(self) -> None:
         """Instead of what is waiting, what there is: nothing can happen while this looks."""
-        self._is_behind = False
         try:
             found = {region: look() for region, look in self._looks.items()}
-        except OSError as error:  # it is not mounted any more
-            log.warning("what was not told is left for the next start: %s", error.strerror)
+        except OSError as error:
+            if self._stopping:  # it is not mounted any more
+                self._is_behind = False
+                log.warning("what was not told is left for the next start: %s", error.strerror)
+                return
+            if self._look_at == -math.inf:
+                log.warning("what was not told cannot be looked for now: %s", error.strerror)
+            self._look_at = trio.current_time() + _RETRY_S
             return
+        self._is_behind, self._look_at = False, -math.inf
         self._queue.clear()
         self._held.take_all()
         for region, files in found.items():
-            self.put(region, _everything(files))
+            self._put_all(region, files)
 
     def stop(self) -> None:
         """Nothing happens any more."""
@@ -208,7 +224,7 @@ class EventFeed:
 
     async def caught_up(self) -> set[tuple[str, bytes]]:
         """Wait until all that happened is in the log; return what is held back, by region and path."""
-        while (self._queue or self._is_writing_batch) and not self.ended.is_set():
+        while (self._queue or self._is_writing_batch or self._is_behind) and not self.ended.is_set():
             await self._changed.wait()
         return self._held.paths()
 
@@ -267,7 +283,10 @@ class EventFeed:
         if self._recent and self._recent[0].seq <= begin + 1:
             skipped = begin + 1 - self._recent[0].seq
             return self._recent[skipped : skipped + _BATCH]
-        lines = await trio.to_thread.run_sync(self._read, begin, _BATCH, limiter=self._reading)
+        # Whoever is not waited for any more does not wait for the log, either.
+        lines = await trio.to_thread.run_sync(
+            self._read, begin, _BATCH, limiter=self._reading, abandon_on_cancel=True
+        )
         if after is not None and lines and lines[0].seq > after + 1:
             raise NotFoundError(
                 f"events before number {lines[0].seq} are not kept any more",
@@ -328,17 +347,6 @@ class RegionObserver:
 
 def _seen(st: os.stat_result) -> Seen:
     return Seen(st.st_ino, st.st_size, st.st_mtime_ns)
-
-
-def _is_same(before: Happened, after: Happened) -> bool:
-    """Whether the same file was completed twice in a row: as inotify does, that is told once."""
-    one, two = before.operation, after.operation
-    return (
-        before.region == after.region
-        and isinstance(one, Completed)
-        and isinstance(two, Completed)
-        and (one.path, one.how) == (two.path, two.how)
-    )
 
 
 def _everything(found: Found) -> Replaced:

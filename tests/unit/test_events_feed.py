@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import trio
 
 from agentfuse.errors import EnvironmentProblem, NotFoundError
 from agentfuse.events import feed as feed_module
+from agentfuse.events.arrivals import Replaced
 from agentfuse.events.feed import EventFeed, Line, RegionObserver
 from agentfuse.events.log import Event, EventLog, Happened
 from agentfuse.home.observer import Found
@@ -244,3 +246,88 @@ async def test_who_is_behind_at_the_end_leaves_the_rest_for_the_next_start(
     async with again.running():
         pass
     assert sorted(await again.heard()) == sorted(map(str, range(100)))
+
+
+async def test_a_look_that_fails_for_want_of_descriptors_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Short(Downloads):
+        failures = 3
+
+        def look(self) -> Found:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().look()
+
+    monkeypatch.setattr(feed_module, "_RETRY_S", 0.001)
+    monkeypatch.setattr(feed_module, "_MOST_WAITING", 50)
+    downloads = Short(tmp_path)
+    async with downloads.running():
+        for number in range(100):
+            downloads.write(str(number))
+        with trio.fail_after(30):
+            await downloads.feed.caught_up()
+    assert sorted(await downloads.heard()) == sorted(map(str, range(100)))
+    assert caplog.text.count("Too many open files") == 1
+
+
+async def test_trees_that_come_and_go_weigh_as_much_as_their_files(
+    downloads: Downloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "_MOST_WAITING", 500)
+    batches: list[list[int]] = []
+    real = downloads.log.append
+
+    def append(batch: Sequence[Happened], *, silently: bool = False) -> list[Event]:
+        batches.append([len(each.operation.files) for each in batch if isinstance(each.operation, Replaced)])
+        return real(batch, silently=silently)
+
+    monkeypatch.setattr(downloads.log, "append", append)
+    monkeypatch.setattr(feed_module, "_BATCH", 150)
+    tree, away = downloads.path / "tree", downloads.path.parent / "away"
+    tree.mkdir()
+    for number in range(100):
+        (tree / str(number)).write_text("x")
+    found = [(b"tree/" + path.rpartition(b"/")[2], st) for path, st in downloads.look()]
+    async with downloads.running():
+        for _ in range(100):
+            downloads.observer.replaced(b"tree", found, came="IN_MOVED_TO", went="IN_DELETE")
+            downloads.observer.replaced(b"tree", [], came="", went="IN_MOVED_FROM")
+        tree.rename(away)
+        assert downloads.feed.as_dict()["waiting"] < 10
+        await downloads.feed.caught_up()
+    assert batches[0] == [100, 0]
+    assert batches[-1] == [0]
+    kinds = [event.kind for event in downloads.log.read(0, 5000)]
+    assert kinds.count("arrived") == kinds.count("deleted") >= 100
+
+
+async def test_a_subscriber_who_leaves_does_not_wait_for_a_long_transaction(
+    downloads: Downloads, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with downloads.running():
+        downloads.write("a")
+    late = Downloads(tmp_path)
+    begun, asked, over = threading.Event(), trio.Event(), threading.Event()
+    was_released: list[bool] = []
+    real = late.log.read
+
+    def hold(_: object) -> None:
+        begun.set()
+        was_released.append(over.wait(20))
+
+    def read(after: int, limit: int) -> list[Event]:
+        trio.from_thread.run_sync(asked.set)
+        return real(after, limit)
+
+    monkeypatch.setattr(late.log, "read", read)
+    async with trio.open_nursery() as writing:
+        writing.start_soon(trio.to_thread.run_sync, late.log.use, hold)
+        await trio.to_thread.run_sync(begun.wait)
+        async with trio.open_nursery() as subscribers:
+            subscribers.start_soon(late.heard)
+            await asked.wait()
+            subscribers.cancel_scope.cancel()
+        over.set()
+    assert was_released == [True]
