@@ -62,15 +62,65 @@ class NotReady(Exception):  # noqa: N818  # nothing is wrong
         self.soon = soon
 
 
-def open_inbox(path: Path) -> int:
-    """Open an inbox's directory and lock it. Raises ``ValueError`` with the fix, or ``BusyError``."""
+def find(path: Path, mount: int) -> int:
+    """A descriptor, to stat and to open from, of the directory at a path that was resolved when we started.
+
+    Its names lead over no symlink, nor into the mount with the device ``mount``: that is ours to answer, so
+    it is not even asked. Raises ``OSError``.
+    """
+    others = _mounts_but(mount)
+    fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for name in path.parts[1:]:
+        try:
+            below = _enter(fd, name, others)
+        finally:
+            os.close(fd)
+        fd = below
+    return fd
+
+
+def _enter(directory_fd: int, name: str, mounts: set[int]) -> int:
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, dir_fd=directory_fd)
+    if _mount_of(fd) not in mounts:
+        os.close(fd)
+        raise OSError(errno.EXDEV, "it leads into the mount itself")
+    return fd
+
+
+def _mounts_but(device: int) -> set[int]:
+    """The ids of all mounts but a device's: who asks a file for its device asks its filesystem."""
+    found = set()
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
+        if line:
+            mount_id, _parent, number = line.split(b" ", 3)[:3]
+            major, _, minor = number.partition(b":")
+            if os.makedev(int(major), int(minor)) != device:
+                found.add(int(mount_id))
+    return found
+
+
+def _mount_of(fd: int) -> int:
+    facts = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
+    return int(facts["mnt_id"])
+
+
+def open_inbox(path: Path, mount: int = 0) -> int:
+    """Open an inbox's directory and lock it; ``mount``: the device of our mount, once there is one.
+
+    Raises ``ValueError`` with the fix, or ``BusyError``.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        there = find(path, mount)
+        try:
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=there)
+        finally:
+            os.close(there)
     except FileNotFoundError:
         raise ValueError("there is no such directory; make it, for whoever drops files there") from None
     except OSError as error:
-        raise ValueError(f"{os.strerror(error.errno or 0)}; give a directory that can be read") from None
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise ValueError(f"{error.strerror}; give a directory that can be read") from None
+    if not os.access(".", os.R_OK | os.W_OK | os.X_OK, dir_fd=fd):
         os.close(fd)
         raise ValueError("files cannot be removed from it; change its permissions")
     try:
@@ -295,7 +345,8 @@ class Doorbell:
     swallowed happened before the rest of the queue is read, and therefore before the look that follows.
     """
 
-    def __init__(self, directory: Path, ring: Callable[[], None], *, recursive: bool) -> None:
+    def __init__(self, root: int, ring: Callable[[], None], *, recursive: bool) -> None:
+        """``root``: a descriptor of the directory, open for longer than this watches."""
         from watchdog import events  # noqa: PLC0415  # for those who have an inbox
         from watchdog.observers import Observer  # noqa: PLC0415
 
@@ -307,7 +358,7 @@ class Doorbell:
         self._observer = Observer()
         self._observer.schedule(
             Handler(),
-            str(directory),
+            f"/proc/self/fd/{root}/.",  # its path may lead elsewhere by now
             recursive=recursive,
             event_filter=[  # not those of our own reading and removing
                 events.FileClosedEvent,

@@ -58,6 +58,8 @@ _MOST_REMEMBERED = 10_000
 class DoorOf(Protocol):
     """What an inbox needs of ``door.Doors``."""
 
+    device: int
+
     async def put_fd(
         self,
         region: str,
@@ -125,6 +127,8 @@ class Inbox:
         self._taken = 0
         self._lines_left = _MOST_TOLD
         self._last_error: str | None = None
+        self._place: str | None = None  # what was told of it
+        self._is_well = False
         self._limiter = trio.CapacityLimiter(_AT_ONCE)
         self._door = trio.Lock()
 
@@ -184,12 +188,17 @@ class Inbox:
         try:
             while True:
                 self._rung = trio.Event()
-                is_replaced = await self._in_thread(self._is_replaced)
-                if is_replaced or (bell is not None and bell.recursive == self._is_wide):
+                other = await self._in_thread(self._other)
+                if other is not None or (bell is not None and bell.recursive == self._is_wide):
                     await trio.to_thread.run_sync(_stop, bell)
+                    if other is not None:
+                        os.close(self._root)
+                        self._root = other
                     bell = await trio.to_thread.run_sync(self._hang_bell, ring)
                 try:
                     wait_s = await self._take_all()
+                    if bell is not None and self._is_well:
+                        self._last_error = None
                 except EnvironmentProblem as error:
                     self._tell(f"waits: {error}")
                     wait_s = RESCAN_S
@@ -202,24 +211,33 @@ class Inbox:
 
     def _hang_bell(self, ring: Callable[[], None]) -> Doorbell | None:
         try:
-            return Doorbell(self._path, ring, recursive=not self._is_wide)
+            return Doorbell(self._root, ring, recursive=not self._is_wide)
         except OSError as error:
             why = os.strerror(error.errno or 0)
             self._tell(f"cannot be watched, so it is looked at every {RESCAN_S:g} s: {why}")
             return None
 
-    def _is_replaced(self) -> bool:
-        """Whether there is another directory now where ours was; then it is the inbox."""
+    def _other(self) -> int | None:
+        """Another directory that is now where ours was, locked: then it is the inbox."""
         try:
-            if os.path.samestat(os.stat(self._path), os.fstat(self._root)):
-                return False
-            fd = dropped.open_inbox(self._path)
-        except (OSError, ValueError, BusyError):
-            return False  # for as long as there is none
-        os.close(self._root)
-        self._root = fd
-        self._tell("it has been replaced by another directory")
-        return True
+            there = dropped.find(self._path, self._doors.device)
+            try:
+                is_ours = os.path.samestat(os.fstat(there), os.fstat(self._root))
+            finally:
+                os.close(there)
+            other = None if is_ours else dropped.open_inbox(self._path, self._doors.device)
+        except FileNotFoundError:
+            return None  # for as long as there is none
+        except (OSError, ValueError, BusyError) as error:
+            self._tell_of_place(f"what is in its place is no inbox: {error}")
+            return None
+        self._tell_of_place(None if other is None else "it has been replaced by another directory")
+        return other
+
+    def _tell_of_place(self, what: str | None) -> None:
+        if what is not None and what != self._place:
+            self._tell(what)
+        self._place = what
 
     def _ring(self) -> None:
         self._rung.set()
@@ -264,6 +282,7 @@ class Inbox:
             for _ in range(_AT_ONCE):
                 nursery.start_soon(work)
         await self._remove_emptied()
+        self._is_well = not (found.strange or self._left or self._place or self._lines_left < _MOST_TOLD)
         return _RIPEN_S if ripens else RESCAN_S
 
     async def _try(self, path: bytes, st: os.stat_result) -> bool:

@@ -253,6 +253,30 @@ def test_another_directory_in_the_inboxs_place_is_the_inbox(new_home: Make) -> N
     home.umount()
 
 
+def test_a_symlink_into_the_mount_in_the_inboxs_place_makes_no_agents_file_the_environments(
+    new_home: Make,
+) -> None:
+    home = new_home()
+    above, away = home.base / "above", home.base / "away"
+    inbox = above / "inbox"
+    inbox.mkdir(parents=True)
+    home.config.write_text(
+        home.config.read_text() + f'[[inbox]]\ndirectory = "{inbox}"\nregion = "downloads"\n'
+    )
+    home.start()
+    (home.path / "workspace/inbox").mkdir()
+    (home.path / "workspace/inbox/agents").write_text("x")
+    above.rename(away)
+    above.symlink_to(home.path / "workspace")
+    for number, name in enumerate(("rings", "rings again")):
+        (away / "inbox" / name).write_text("x")  # the bell hangs there still
+        assert next(events(home, number))["path"] == name
+        gone(away / "inbox", name, home)
+    assert (home.path / "workspace/inbox/agents").exists()
+    assert "what is in its place is no inbox" in home.status()["inboxes"][0]["last_error"]
+    home.umount()
+
+
 def test_kills_between_any_two_steps_make_no_second_copy_and_lose_nothing(new_home: Make) -> None:
     home = new_home()
     inbox = with_inbox(home)

@@ -37,6 +37,7 @@ class Door:
 
     def __init__(self, region: Path) -> None:
         self.region = region
+        self.device = 0
         self.errors: list[Exception] = []
         self.puts: list[bytes] = []
         self.loses_answers = False
@@ -158,6 +159,38 @@ async def test_a_put_whose_answer_was_lost_is_not_repeated(bound: Bound, _patien
     async with bound.running():
         await bound.until(lambda: bound.kept() == [])
     assert sorted(bound.door.puts) == [b"a", b"b"]
+
+
+async def test_an_error_is_shown_for_as_long_as_there_is_one(bound: Bound, _patient: None) -> None:
+    (bound.inbox_path / "a").write_text("x")
+    bound.door.errors = [AgentfuseError("no")] * 3
+    async with bound.running():
+        await bound.until(lambda: bool(bound.inbox.as_dict()["last_error"]))
+        assert bound.inbox.as_dict()["last_error"] == "'a' stays there: no"
+        await bound.until(lambda: bound.inbox.as_dict()["last_error"] is None)
+        assert bound.kept() == []
+
+
+async def test_an_inbox_is_not_followed_over_a_symlink_nor_onto_the_mount(
+    bound: Bound, tmp_path: Path, _patient: None
+) -> None:
+    away, other = tmp_path / "away", tmp_path / "other"
+    other.mkdir()
+    (other / "theirs").write_text("x")
+    async with bound.running():
+        bound.inbox_path.rename(away)
+        bound.inbox_path.symlink_to(other)
+        await bound.until(lambda: "no inbox: [Errno 20]" in str(bound.inbox.as_dict()["last_error"]))
+        bound.inbox_path.unlink()
+        bound.door.device = os.stat(tmp_path).st_dev  # as if a mount of it were there
+        other.rename(bound.inbox_path)
+        await bound.until(lambda: "into the mount itself" in str(bound.inbox.as_dict()["last_error"]))
+        (away / "ours").write_text("x")
+        await bound.until(lambda: not (away / "ours").exists())
+        assert bound.kept() == ["theirs"]
+        bound.door.device = 0
+        await bound.until(lambda: bound.kept() == [])
+    assert bound.door.puts == [b"ours", b"theirs"]
 
 
 async def test_what_was_refused_is_told_once_even_over_restarts(bound: Bound, _patient: None) -> None:
