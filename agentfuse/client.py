@@ -65,7 +65,7 @@ RESUME_S = 30.0
 _POLL_S = 0.1
 _PIECE = 256 * 1024
 
-Source = bytes | str | os.PathLike[str] | BinaryIO
+Source = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO
 """What is put: bytes, the path of a file, or a file that is open for reading bytes."""
 
 
@@ -201,7 +201,7 @@ class Home:
         changes meanwhile, ``NotFoundError`` when it is not there.
         """
         ask = _put(source, target, creator, on_collision)
-        if isinstance(source, bytes):
+        if isinstance(source, bytes | bytearray | memoryview):
             source = io.BytesIO(source)  # sent as one piece, httpx would copy what is left again and again
         if isinstance(source, str | os.PathLike):
             with _opened(source) as file:
@@ -338,7 +338,7 @@ class AsyncHome:
     ) -> Put:
         """See ``Home.put``. ``source`` may also be asynchronous pieces."""
         ask = _put(source, target, creator, on_collision)
-        if isinstance(source, bytes):
+        if isinstance(source, bytes | bytearray | memoryview):
             source = io.BytesIO(source)
         if isinstance(source, AsyncIterable):
             return await self._client.put(ask, source, None)
@@ -397,6 +397,8 @@ class AsyncHome:
 
 
 def _put(source: object, target: str, creator: Creator | str, on_collision: OnCollision) -> asks.Ask[Put]:
+    if hasattr(source, "encoding"):
+        raise UsageError("the file was opened for text", hint='open it with mode "rb"')
     if target.endswith("/"):
         if not isinstance(source, str | os.PathLike):
             raise UsageError(f"{target!a} is a directory", hint="end it with the file's name")

@@ -54,10 +54,10 @@ def doctor(
     config: options.ConfigFile = None,
     json: options.Json = False,
 ) -> None:
-    """Check whether this machine can mount homes, and say how to fix what is in the way.
+    """Check whether this machine can mount homes.
 
-    Really tries a mount, the state directory (made if it is missing) and the object store.
-    Exits 0 unless a check failed, else 69.
+    Says how to fix what is in the way. Really tries a mount, the state directory (made if it is missing)
+    and the object store. Exits 0 unless a check failed, else 69.
     """
     findings = _each_failure_once(_findings(config=config, store=store, state=state))
     if json:

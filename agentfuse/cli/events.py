@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,8 @@ import typer
 
 from agentfuse.cli import options
 from agentfuse.cli.homes import find_ended
-from agentfuse.cli.output import plain
+from agentfuse.cli.output import plain, until_nobody_reads
+from agentfuse.config import format_size
 from agentfuse.control.client import ControlClient
 from agentfuse.control.mountinfo import resolve_mountpoint
 from agentfuse.control.registry import open_registry
@@ -44,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 def events(
     mountpoint: Annotated[
-        str | None, typer.Argument(metavar="[MOUNTPOINT]", help="Where the home is, or was, mounted.")
+        str | None, typer.Argument(metavar="MOUNTPOINT", help="Where the home is, or was, mounted.")
     ] = None,
     *,
     execution: Annotated[
@@ -62,9 +64,10 @@ def events(
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Tell which files arrived, changed, moved and went in the regions that notify, each once.
+    """Tell which files arrived, changed, moved and went.
 
-    Of a run that has ended, what is kept of it: as long as its home is.
+    Each once, of the regions that notify. Of a run that has ended, what is kept of it: as long as its
+    home is.
     """
     if (mountpoint is None) == (execution is None):
         raise UsageError(
@@ -84,7 +87,7 @@ def events(
         }
         home, record = find_ended(sorted(states), mountpoint=mountpoint, execution=execution)
         found = _of_ended(home, record, since or 0, region)
-    try:
+    with contextlib.suppress(KeyboardInterrupt), until_nobody_reads():
         if form == "prompt":
             for burst in _bursts(found):
                 for line in prompt_lines(burst):
@@ -93,10 +96,6 @@ def events(
             for event in found:
                 if event:
                     _print(json.dumps(event) if form == "json" else text_line(event))
-    except KeyboardInterrupt:
-        return
-    except BrokenPipeError:  # whoever read has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _of_ended(home: Home, record: HomeRecord, since: int, region: str | None) -> Iterator[dict[str, Any]]:
@@ -113,12 +112,12 @@ def _of_ended(home: Home, record: HomeRecord, since: int, region: str | None) ->
 
 
 def text_line(event: dict[str, Any]) -> str:
-    """An event for people: ``7 12:30:01 arrived downloads/a.csv 1.2 KB text/csv``."""
-    clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
+    """An event for people: ``7 2026-10-01 12:30:01 arrived downloads/a.csv 1.2 KiB text/csv``."""
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
     path = quoted(f"{event['region']}/{event['path']}")
     if event["old_path"] is not None:
         path = f"{quoted(event['region'] + '/' + event['old_path'])} -> {path}"
-    size = short_size(event["size"])
+    size = format_size(event["size"])
     return f"{event['seq']:>6}  {clock}  {event['kind']:<8}  {path}  {size}  {event['mime'] or '-'}"
 
 
@@ -148,7 +147,7 @@ def quoted(name: str) -> str:
 
 
 def short_size(size_bytes: int) -> str:
-    """Bytes as file managers tell them, in powers of 1000: ``1.2 KB``."""
+    """Bytes as models are told them, in powers of 1000: ``1.2 KB``. People get ``format_size``."""
     amount, units = float(size_bytes), iter(("B", "KB", "MB", "GB", "TB"))
     unit = next(units)
     while amount >= 999.5 and unit != "TB":

@@ -14,10 +14,10 @@ import msgspec
 import typer
 
 from agentfuse.cli import options
-from agentfuse.cli.output import plain, print_json, say
+from agentfuse.cli.output import plain, print_json, say, until_nobody_reads
 from agentfuse.client import Home, Put
 from agentfuse.config import format_size
-from agentfuse.errors import EnvironmentProblem, UsageError
+from agentfuse.errors import EnvironmentProblem, ExistsError, UsageError
 from agentfuse.regions import Creator
 
 
@@ -29,10 +29,8 @@ def register(app: typer.Typer) -> None:
 
 def put(
     mountpoint: options.Mountpoint,
-    files: Annotated[
-        list[str],
-        typer.Argument(metavar="FILE... REGION/[NAME]", help="What to put (- is stdin), and where to."),
-    ],
+    sources: Annotated[list[str], typer.Argument(metavar="FILE", help="What to put; - is stdin.")],
+    target: Annotated[str, typer.Argument(metavar="REGION/[NAME]", help="Where to.")],
     *,
     creator: Annotated[Creator, typer.Option("--as", help="Whose the files are.")] = Creator.USER,
     on_collision: Annotated[
@@ -41,15 +39,10 @@ def put(
     ] = "replace",
     json: options.Json = False,
 ) -> None:
-    """Put files into a region: each appears whole, under its name, or not at all.
+    """Put files into a region, each whole or not at all.
 
     A target that ends in a slash takes the files' own names. The directories on the way are made.
     """
-    *sources, target = files
-    if not sources:
-        raise UsageError(
-            "nothing is named that is to be put", hint="agentfuse put MOUNTPOINT FILE... REGION/[NAME]"
-        )
     if len(sources) > 1 and not target.endswith("/"):
         raise UsageError(
             f"{target!a} is one name for {len(sources)} files", hint=f"end it with a slash: {target}/"
@@ -71,20 +64,28 @@ def get(
     mountpoint: options.Mountpoint,
     path: Annotated[str, typer.Argument(metavar="REGION/PATH", help="The file in the home.")],
     destination: Annotated[
-        str, typer.Argument(metavar="[DEST|-]", help="Where to: a file, a directory, or - for stdout.")
+        str, typer.Argument(metavar="DEST", help="Where to: a file, a directory, or - for stdout.")
     ] = ".",
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Get a file out of a region. What DEST was is replaced when the whole content is here."""
+    """Get a file out of a region.
+
+    It appears under its name when its whole content is here, in place of what was there with --force.
+    """
     home = Home(mountpoint)
+    found = home.stat(path)
+    if found.type != "file":
+        raise UsageError(f"{path!a} is a {found.type}, not a file", hint="agentfuse ls shows what there is")
     if destination == "-":
-        try:
+        with until_nobody_reads():
             home.get_into(path, sys.stdout.buffer)
             sys.stdout.buffer.flush()
-        except BrokenPipeError:  # whoever read has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if os.path.isdir(destination):
         destination = os.path.join(destination, os.path.basename(path))
+    if os.path.isfile(destination) and not force:
+        raise ExistsError(f"{destination!a} is there already", hint="name another place, or add --force")
     try:
         with _replacing(destination) as file:
             home.get_into(path, file)

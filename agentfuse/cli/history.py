@@ -65,10 +65,10 @@ def log(
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """List the snapshots of an agent's memory, newest first, and what each one changed.
+    """List the snapshots of an agent's memory, newest first.
 
-    A run that syncs while it works makes many; with --runs there is one line for all that it did without
-    another run in between.
+    With what each one changed. A run that syncs while it works makes many; with --runs there is one line
+    for all that it did without another run in between.
     """
     parse_agent_id(agent)
     opened = open_store(options.configure(config=config, store=store, state=state).store)
@@ -105,11 +105,11 @@ def diff(
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Show what is different between two snapshots: + added, - removed, ~ changed.
+    """Show what is different between two snapshots.
 
-    Or between a snapshot and what a mount on this host shows now, while it is in use. Files whose size, time
-    and mode are as in the snapshot are taken for unchanged; only others are read. The store is the mount's,
-    unless --store says otherwise.
+    + is added, - removed, ~ changed. Or between a snapshot and what a mount on this host shows now, while
+    it is in use. Files whose size, time and mode are as in the snapshot are taken for unchanged; only
+    others are read. The store is the mount's, unless --store says otherwise.
     """
     mount = None if _is_reference(after) else open_registry(os.environ).find_live(after).record
     if mount is not None and store is None:
@@ -143,7 +143,7 @@ def show(
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Print the content of a file in a snapshot, verified; list a directory.
+    """Print a file of a snapshot, verified, or list a directory.
 
     Nothing is printed of a content that is not what its hash says.
     """

@@ -19,12 +19,12 @@ from agentfuse.config import count, format_size
 from agentfuse.control.client import ControlClient
 from agentfuse.control.registry import PublishedMount, Registry, open_registry
 from agentfuse.errors import AgentfuseError, BusyError
+from agentfuse.home.quota import NEARLY_FULL, fraction_used
 from agentfuse.home.tree import list_homes
 
 _DEADLINE_S = 2.0
 _ASKED_AT_ONCE = 64
 _BUSIEST = 8
-_NEARLY_FULL = 0.8
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 
 def ps(*, json: options.Json = False, state: options.State = None, config: options.ConfigFile = None) -> None:
-    """List the mounts of this host, and the homes whose work is not in the store yet."""
+    """List this host's mounts, and homes not in the store yet."""
     settings = options.configure(config=config, state=state)
     mounts = open_registry(os.environ).list()
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as asking:  # each may hang, and none waits for another
@@ -89,7 +89,7 @@ def df(
     *,
     json: options.Json = False,
 ) -> None:
-    """Show how full each region of each mount is, and warn from 80 % on."""
+    """Show how full each region is, and warn from 80 % on."""
     registry = open_registry(os.environ)
     if mountpoints:
         answers = [_ask(registry, mountpoint) for mountpoint in mountpoints]
@@ -102,7 +102,7 @@ def df(
                 {name: answer[name] for name in where}
                 | {"region": region, "sync": answer["sync"].get(region)}
                 | use
-                | {"nearly_full": _fraction(use) >= _NEARLY_FULL}
+                | {"nearly_full": fraction_used(use) >= NEARLY_FULL}
                 for answer in answers
                 for region, use in _regions(answer)
             ]
@@ -163,32 +163,23 @@ def _use(regions: dict[str, dict[str, int]] | None) -> Text:
     """What regions hold, if anything: ``shared 2 KiB, downloads 466 MiB (93%)``, coloured from 80 % on."""
     told = Text()
     for name, use in (regions or {}).items():
-        if use["bytes_used"] or _fraction(use) >= _NEARLY_FULL:
+        if use["bytes_used"] or fraction_used(use) >= NEARLY_FULL:
             told.append(", " if told else "")
-            fraction = _fraction(use)
-            style = "red" if fraction >= 1 else "yellow" if fraction >= _NEARLY_FULL else ""
-            full = f" ({int(fraction * 100)}%)" if fraction >= _NEARLY_FULL else ""
+            used = fraction_used(use)
+            style = "red" if used >= 1 else "yellow" if used >= NEARLY_FULL else ""
+            full = f" ({int(used * 100)}%)" if used >= NEARLY_FULL else ""
             told.append(f"{name} {format_size(use['bytes_used'])}{full}", style=style)
     return told or Text("-")
-
-
-def _fraction(use: dict[str, int]) -> float:
-    """How full a region is, in bytes or in files, whichever is more."""
-    shares = [
-        use[f"{what}_used"] / use[f"{what}_quota"] if use[f"{what}_quota"] else float(use[f"{what}_used"] > 0)
-        for what in ("bytes", "files")
-    ]
-    return max(shares)
 
 
 def _warn(answers: Iterable[dict[str, Any]]) -> None:
     for answer in answers:
         for name, use in _regions(answer):
-            if _fraction(use) >= _NEARLY_FULL:
+            if fraction_used(use) >= NEARLY_FULL:
                 left = max(0, use["bytes_quota"] - use["bytes_used"])
                 files = max(0, use["files_quota"] - use["files_used"])
                 note(
-                    f"agentfuse: {answer['mountpoint']}: {name} is {int(_fraction(use) * 100)}% full, "
+                    f"agentfuse: {answer['mountpoint']}: {name} is {int(fraction_used(use) * 100)}% full, "
                     f"{format_size(left)} and {count(files, 'file')} are left"
                 )
 

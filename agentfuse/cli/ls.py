@@ -35,7 +35,10 @@ def ls(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """List the files of a mounted home, dotfiles among them: names, or with -l who made each, too."""
+    """List the files of a mounted home, dotfiles too.
+
+    Names, or with -l who made each, and when. CREATED is when a file came to this host.
+    """
     mountpoint, path = _split(where)
     home = Home(mountpoint)
     path = path.rstrip("/") or LOOSE
@@ -44,7 +47,7 @@ def ls(
     if json:
         print_json(msgspec.to_builtins(entries))
     elif long:
-        columns = ("ID", "CREATOR", "SIZE", "TYPE", "MODIFIED", "PATH")
+        columns = ("ID", "CREATOR", "SIZE", "TYPE", "CREATED", "MODIFIED", "PATH")
         print_table(columns, map(_cells, entries), right=("SIZE",))
     else:
         for entry in entries:
@@ -70,6 +73,11 @@ def _cells(entry: FileInfo) -> tuple[str, ...]:
         entry.created_by,
         format_size(entry.size) if entry.type == "file" else "-",
         entry.mime or entry.type,
-        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.modified_at)),
+        "-" if entry.created_at is None else _clock(entry.created_at),
+        _clock(entry.modified_at),
         f"{entry.region}/{entry.path}" if entry.path else f"{entry.region}/",
     )
+
+
+def _clock(time_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_s))

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def mount(
-    mountpoint: options.Mountpoint,
+    mountpoint: options.NewMountpoint,
     *,
     agent: options.Agent,
     execution: options.Execution = None,
@@ -31,7 +31,7 @@ def mount(
         bool, typer.Option("--background", help="Return when the mount is ready, and let it run.")
     ] = False,
 ) -> None:
-    """Mount an agent's home: restore its memory, serve it, and flush it at the end.
+    """Mount an agent's home: restore, serve, flush at the end.
 
     In the foreground it ends with Ctrl-C, SIGTERM or agentfuse umount, and exits 0 only if everything
     is durable. In the background it logs to STATE/homes/EXECUTION/daemon.log.

@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import msgspec
 import typer
@@ -22,6 +22,7 @@ from agentfuse.control.messages import Level
 from agentfuse.control.registry import open_registry
 from agentfuse.errors import AgentfuseError, NotFoundError, UsageError
 
+_LEVELS = ", ".join(get_args(Level))
 _ANSWER_S = 3.0
 _DUMPED_S = 3.0
 """How long a daemon that does not answer may take to write its stacks."""
@@ -49,9 +50,10 @@ def quota(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Show or change what a region may hold, at once and for this execution's later mounts on this host.
+    """Show or change what a region may hold.
 
-    Less than what it holds is allowed: then nothing more fits until something is removed.
+    At once, and for this execution's later mounts on this host. Less than what it holds is allowed: then
+    nothing more fits until something is removed.
     """
     home = Home(mountpoint)
     if size is None and files is None:
@@ -84,15 +86,17 @@ def _size(text: str | None) -> int | None:
 
 def log_level(
     mountpoint: options.Mountpoint,
-    level: Annotated[Level, typer.Argument(help="From which level on the daemon logs.")],
+    level: Annotated[str, typer.Argument(metavar="LEVEL", help=f"From which level on it logs: {_LEVELS}.")],
 ) -> None:
     """Change what a daemon logs, until it ends."""
-    Home(mountpoint).set_log_level(level)
+    if level not in get_args(Level):
+        raise UsageError(f"there is no level {level!a}", hint=f"name one of {_LEVELS}")
+    Home(mountpoint).set_log_level(cast(Level, level))
     say(f"the daemon logs from {level} on")
 
 
 def dump(mountpoint: options.Mountpoint) -> None:
-    """Show what every thread and task of a daemon does, also of one that hangs."""
+    """Show what a daemon's threads and tasks do. Also of one that hangs."""
     entry = open_registry(os.environ).find_live(mountpoint)
     try:
         print_text(ControlClient(entry.socket, deadline_s=_ANSWER_S).dump())

@@ -11,8 +11,9 @@ import typer
 from agentfuse.config import Config, load_config
 
 # Texts, not Paths: typer would stat a Path, and a mount whose daemon hangs answers nobody.
-Mountpoint = Annotated[
-    str, typer.Argument(metavar="MOUNTPOINT", help="Where the home is, or will be, mounted.")
+Mountpoint = Annotated[str, typer.Argument(metavar="MOUNTPOINT", help="Where the home is mounted.")]
+NewMountpoint = Annotated[
+    str, typer.Argument(metavar="MOUNTPOINT", help="Where to mount the home: a directory.")
 ]
 Agent = Annotated[str, typer.Option("--agent", help="The agent whose home it is.")]
 Execution = Annotated[

@@ -5,11 +5,13 @@ Light on purpose: tables and bars are in ``tables`` and ``bars``, which need ric
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from agentfuse.config import count, format_size
@@ -29,6 +31,16 @@ _PHASES = {
 def plain(text: object) -> str:
     """A text that cannot move a terminal's cursor and can be written in any encoding that is UTF-8."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+@contextlib.contextmanager
+def until_nobody_reads() -> Iterator[None]:
+    """Ends, in peace, what writes to stdout when whoever read it has seen enough."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Or the interpreter would try once more, at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:

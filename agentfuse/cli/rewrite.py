@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 def restore(
     what: Annotated[str, typer.Argument(metavar="AGENT@N[:PATH]", help="The snapshot, or a path in it.")],
-    path: Annotated[str | None, typer.Argument(metavar="[PATH]", help="The path, if not said there.")] = None,
+    path: Annotated[str | None, typer.Argument(metavar="PATH", help="The path, if not said there.")] = None,
     *,
     to: Annotated[
         str | None, typer.Option("--to", metavar="DIR", help="Into this directory, which must be empty.")
@@ -51,10 +51,11 @@ def restore(
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Bring a snapshot, or a path of it, back: as a new snapshot, or with --to into a directory.
+    """Bring a snapshot, or a path of it, back.
 
-    With a path, everything else stays as it is now. Mounts that run keep what they have; what they changed
-    themselves is merged onto the restored state when they commit.
+    As a new snapshot, or with --to into a directory. With a path, everything else stays as it is now.
+    Mounts that run keep what they have; what they changed themselves is merged onto the restored state
+    when they commit.
     """
     opened = open_store(options.configure(config=config, store=store, state=state).store)
     reference = _with_path(parse_reference(os.fsencode(what)), path)
@@ -82,10 +83,10 @@ def revert(
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Take back what one run changed, as a new snapshot; what later runs changed stays.
-
-    Texts are taken back line by line. Where a later run changed the same, its version keeps the name, and
-    what was there before the run is kept under .conflicts/revert-of-EXECUTION/.
+    """Take back what one run changed. What later runs changed stays.
+     It makes a new snapshot. Texts are taken back line by line. Where a later run changed the same, its
+    version keeps the name, and what was there before the run is kept under
+    .conflicts/revert-of-EXECUTION/.
     """
     parse_agent_id(agent)
     parse_execution_id(execution)
@@ -113,7 +114,7 @@ def pin(
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Keep a snapshot, whatever the retention policy says; log shows it."""
+    """Keep a snapshot, whatever the retention policy says. The log shows it."""
     opened = open_store(options.configure(config=config, store=store, state=state).store)
     reference = _whole(snapshot)
     history = History(opened, reference.agent, MEMORY)

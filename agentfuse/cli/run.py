@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    command: Annotated[list[str], typer.Argument(metavar="CMD...", help="The command and its arguments.")],
+    command: Annotated[list[str], typer.Argument(metavar="CMD", help="The command and its arguments.")],
     *,
     agent: options.Agent,
     execution: options.Execution = None,
@@ -54,11 +54,12 @@ def run(
     mount_option: options.MountOptions = None,
     xattrs: options.Xattrs = None,
 ) -> None:
-    """Run CMD in an agent's home, mounted privately for it, and flush the home afterwards.
+    """Run CMD in an agent's home, mounted for it alone.
 
-    CMD's working directory and HOME are the home; AGENTFUSE_HOME, AGENTFUSE_AGENT and
-    AGENTFUSE_EXECUTION are set. Signals sent to this process reach CMD. Exits with CMD's own code;
-    if that is 0 and the flush failed, with the flush's. What agentfuse itself says goes to stderr.
+    The home is flushed afterwards. CMD's working directory and HOME are the home; AGENTFUSE_HOME,
+    AGENTFUSE_AGENT and AGENTFUSE_EXECUTION are set. Signals sent to this process reach CMD. Exits with
+    CMD's own code; if that is 0 and the flush failed, with the flush's. What agentfuse itself says goes
+    to stderr.
     """
     settings = options.configure(
         config=config, store=store, state=state, owner=owner, mount_option=mount_option, xattrs=xattrs

@@ -29,9 +29,10 @@ def register(app: typer.Typer) -> None:
 def sync(
     mountpoint: options.Mountpoint, *, timeout: options.Timeout = None, json: options.Json = False
 ) -> None:
-    """Return when everything that was closed before is in a snapshot; exit code 75 if it is not.
+    """Return when all that was closed so far is in a snapshot.
 
-    Files held open go along as they are. Without --timeout it tries for 60 seconds. The mount goes on.
+    Exits with 75 if it is not. Files held open go along as they are. Without --timeout it tries for 60
+    seconds. The mount goes on.
     """
     entry = open_registry(os.environ).find_live(mountpoint)
     done: dict[str, Any] = {}
@@ -65,10 +66,10 @@ def recover(
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Finish what killed daemons and unreachable stores left on this host. Exits 75 if something is left.
-
-    Webhooks that did not take all events of a run that is over are sent the rest. As often as you like,
-    at any time, beside running mounts: whose daemon lives is left alone.
+    """Finish what killed daemons and unreachable stores left here.
+     Exits with 75 if something is left. Webhooks that did not take all events of a run that is over are
+    sent the rest. As often as you like, at any time, beside running mounts: whose daemon lives is left
+    alone.
     """
     from agentfuse.events.endpoint import open_endpoints  # noqa: PLC0415  needs what mounts need
     from agentfuse.sync.recovery import recover as recover_homes  # noqa: PLC0415

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from agentfuse.cli.output import plain
 from agentfuse.config import format_size
+from agentfuse.home.quota import NEARLY_FULL, fraction
 
 _BAR_CELLS = 10
 
@@ -38,10 +39,10 @@ def print_table(
 
 def share(used: int, quota: int) -> Text:
     """Use of a quota as a bar and a percentage, coloured from 80 % on."""
-    fraction = used / quota if quota else float(used > 0)
-    cells = min(_BAR_CELLS, round(fraction * _BAR_CELLS))
-    style = "red" if fraction >= 1 else "yellow" if fraction >= 0.8 else ""
-    return Text(f"{'█' * cells}{'░' * (_BAR_CELLS - cells)} {int(fraction * 100):3d}%", style=style)
+    full = fraction(used, quota)
+    cells = min(_BAR_CELLS, round(full * _BAR_CELLS))
+    style = "red" if full >= 1 else "yellow" if full >= NEARLY_FULL else ""
+    return Text(f"{'█' * cells}{'░' * (_BAR_CELLS - cells)} {int(full * 100):3d}%", style=style)
 
 
 def used_of(used: int, quota: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from agentfuse.cli import options
-from agentfuse.cli.output import note, plain
+from agentfuse.cli.output import note, plain, until_nobody_reads
 from agentfuse.config import parse_duration
 from agentfuse.control.client import ControlClient
 from agentfuse.control.registry import open_registry
@@ -56,16 +57,12 @@ def trace(
         errors=errors,
         for_s=for_s,
     )
-    try:
+    with contextlib.suppress(KeyboardInterrupt), until_nobody_reads():
         for line in found:
             if "lost" in line and not as_json:
                 note(f"agentfuse: {line['lost']:,} requests were too many to show")
             elif line:
                 _print(json.dumps(line) if as_json else text_line(line))
-    except KeyboardInterrupt:
-        return
-    except BrokenPipeError:  # whoever read has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def text_line(line: dict[str, Any]) -> str:

@@ -45,10 +45,11 @@ def fsck(
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Read everything that an agent's snapshots name, and say what is lost, if anything. Changes nothing.
+    """Say what of an agent's snapshots is lost, if anything.
 
-    Its memory is checked, and what its executions kept of other regions. With --local homes on this host
-    are checked instead: use against the books, marks, index, and the log of events against the files.
+    Reads everything that they name; changes nothing. Its memory is checked, and what its executions kept
+    of other regions. With --local homes on this host are checked instead: use against the books, marks,
+    index, and the log of events against the files.
     """
     if (agent is None) == (local is None):
         raise UsageError("fsck needs either an agent or a home", hint="give --agent A, or --local MOUNTPOINT")
@@ -120,7 +121,7 @@ def gc(
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Delete old snapshots and the objects that no snapshot names any more, and say what was freed.
+    """Delete old snapshots, and what no snapshot needs any more.
 
     Kept are what the newest runs left and what they began with, one snapshot a day, pinned ones, and
     whatever was the newest within the grace period; of a region that an execution kept, the newest. Then

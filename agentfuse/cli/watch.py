@@ -39,7 +39,10 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="One frame, and no more.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One frame as JSON.")] = False,
 ) -> None:
-    """Show a mount live: requests, the hottest files and processes, quotas, sync, and the last events."""
+    """Show a mount live, like top.
+
+    Requests, the hottest files and processes, quotas, sync, and the last events.
+    """
     entry = open_registry(os.environ).find_live(mountpoint)
     console = Console()
     once = once or json or not console.is_terminal

@@ -6,7 +6,8 @@ import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from enum import EnumType
+from typing import Any, Generic, TypeVar, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -148,7 +149,18 @@ def _parse_query(target: bytes, headers: Mapping[bytes, bytes], shape: type[_Q])
         return msgspec.convert(fields, shape, strict=False)
     except msgspec.ValidationError as error:
         takes = "it takes ?" + "&".join(f"{name}=..." for name in names) if names else "leave it out"
-        raise RequestError(400, f"the query is not understood: {error}", hint=takes) from None
+        hint = takes + _choices(shape)
+        raise RequestError(400, f"the query is not understood: {error}", hint=hint) from None
+
+
+def _choices(shape: type[msgspec.Struct]) -> str:
+    """Of the fields that take some words only: which."""
+    said = ""
+    for field in msgspec.structs.fields(shape):
+        words = list(field.type) if isinstance(field.type, EnumType) else get_args(field.type)
+        if words and all(isinstance(word, str) for word in words):
+            said += f"; {field.encode_name} is one of {', '.join(words)}"
+    return said
 
 
 def _refuse_constant(name: str) -> None:
@@ -162,5 +174,5 @@ def _parse_body(body: bytes, shape: type[_B]) -> _B:
     except (ValueError, RecursionError) as error:
         names = ", ".join(f'"{field.encode_name}": ...' for field in msgspec.structs.fields(shape))
         raise RequestError(
-            400, f"the body is not understood: {error}", hint=f"send JSON like {{{names}}}"
+            400, f"the body is not understood: {error}", hint=f"send JSON like {{{names}}}{_choices(shape)}"
         ) from None

@@ -7,12 +7,27 @@ no lock: whoever checks, acts on the local tree and books does so without a chec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from agentfuse.errors import QuotaExceededError
 from agentfuse.home.changes import Changes
 from agentfuse.home.observer import Observer
 from agentfuse.regions import LOOSE, PLATFORM, Region, SyncPolicy
+
+NEARLY_FULL = 0.8
+"""The fraction of a quota from which on its use is worth a warning."""
+
+
+def fraction(used: int, quota: int) -> float:
+    """How much of a quota is used; 1 of none at all."""
+    return used / quota if quota else float(used > 0)
+
+
+def fraction_used(use: Mapping[str, int]) -> float:
+    """How full an account is by its ``as_dict``: in bytes or in files, whichever is more."""
+    return max(
+        fraction(use["bytes_used"], use["bytes_quota"]), fraction(use["files_used"], use["files_quota"])
+    )
 
 
 class Account:

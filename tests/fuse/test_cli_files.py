@@ -50,7 +50,7 @@ def test_stdin_is_put_and_told_as_json(home: Home) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("put", "{home}", "uploads/"), 2, "nothing is named"),
+        (("put", "{home}", "uploads/"), 2, "Missing argument"),
         (("put", "{home}", "a", "b", "uploads/c"), 2, "end it with a slash"),
         (("put", "{home}", "a", "uploads"), 2, "write uploads/"),
         (("put", "{home}", "nope", "uploads/"), 66, "cannot be read"),
@@ -61,7 +61,9 @@ def test_stdin_is_put_and_told_as_json(home: Home) -> None:
         (("put", "{home}", "-", "uploads/a", "--as", "root"), 2, "root"),
         (("put", "/nonexistent", "-", "uploads/a"), 66, "no agentfuse mount"),
         (("get", "{home}", "uploads/nope"), 66, "there is no"),
-        (("get", "{home}", "uploads", "-"), 2, "not a path"),
+        (("get", "{home}", "uploads", "-"), 2, "is a dir, not a file"),
+        (("get", "{home}", "uploads/"), 2, "is a dir, not a file"),
+        (("log-level", "{home}", "loud"), 2, "fix: name one of debug, info, warning, error"),
         (("quota", "{home}", "nowhere"), 66, "there are shared"),
         (("quota", "{home}", "uploads", "--bytes", "much"), 2, "500MiB"),
     ],
@@ -77,9 +79,14 @@ def test_mistakes_are_told_with_their_fix(
 def test_a_failed_get_leaves_what_was_there(home: Home, scratch: Path) -> None:
     (scratch / "kept").write_text("kept")
     assert run(home, "get", home.path, "uploads/nope", scratch / "kept").returncode == 66
-    assert run(home, "get", home.path, "uploads/nope", scratch / "no/such/directory").returncode == 69
+    run(home, "put", home.path, "-", "uploads/a", stdin=b"new")
+    assert run(home, "get", home.path, "uploads/a", scratch / "no/such/directory").returncode == 69
+    done = run(home, "get", home.path, "uploads/a", scratch / "kept")
+    assert (done.returncode, b"--force" in done.stderr) == (73, True)
     assert os.listdir(scratch) == ["kept"]
     assert (scratch / "kept").read_text() == "kept"
+    assert run(home, "get", home.path, "uploads/a", scratch / "kept", "--force").returncode == 0
+    assert (scratch / "kept").read_text() == "new"
 
 
 def test_a_quota_is_shown_and_changed_and_a_put_above_it_exits_with_73(home: Home) -> None:
@@ -95,7 +102,6 @@ def test_a_quota_is_shown_and_changed_and_a_put_above_it_exits_with_73(home: Hom
 
 def test_the_log_level_is_changed(home: Home) -> None:
     assert run(home, "log-level", home.path, "debug").returncode == 0
-    assert run(home, "log-level", home.path, "loud").returncode == 2
     run(home, "log-level", home.path, "info")
 
 

@@ -37,11 +37,14 @@ def test_names_are_those_that_ls_shows(host: Host) -> None:
 
 def test_the_long_form_says_who_made_each_and_what_it_is(host: Host) -> None:
     head, *rows = host.run("ls", "-l", f"{host.home}:downloads").stdout.splitlines()
-    assert head.split() == ["ID", "CREATOR", "SIZE", "TYPE", "MODIFIED", "PATH"]
+    assert head.split() == ["ID", "CREATOR", "SIZE", "TYPE", "CREATED", "MODIFIED", "PATH"]
     directory, file = (row.split() for row in rows)
     modified = time.localtime((host.home / "downloads" / "data.csv").stat().st_mtime)
-    assert file[1:] == [
-        "environment", "4", "B", "text/csv", *time.strftime("%Y-%m-%d %H:%M:%S", modified).split(),
+    created = time.strptime(" ".join(file[5:7]), "%Y-%m-%d %H:%M:%S")
+    assert created <= modified
+    assert file[1:5] == ["environment", "4", "B", "text/csv"]
+    assert file[7:] == [
+        *time.strftime("%Y-%m-%d %H:%M:%S", modified).split(),
         "downloads/data.csv",
     ]  # fmt: skip
     assert (directory[1:4], directory[-1]) == (["environment", "-", "dir"], "downloads/d")

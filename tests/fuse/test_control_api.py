@@ -554,6 +554,10 @@ def test_files_of_every_kind_are_put(there: Home, scratch: Path) -> None:
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         assert there.put(pipe, "uploads/d").size == 11
+    for source in (bytearray(b"123"), memoryview(b"123")):
+        assert there.put(source, "uploads/e").size == 3
+    with (scratch / "a.csv").open() as text, pytest.raises(UsageError, match="for text"):
+        there.put(text, "uploads/f")  # type: ignore[arg-type]
     with pytest.raises(NotFoundError, match="cannot be read"):
         there.put(scratch / "nope", "uploads/")
     with pytest.raises(UsageError, match="is a directory"):
@@ -566,6 +570,16 @@ def test_a_put_declares_its_creator_and_an_arrival_tells_it(there: Home) -> None
     event = next(event for event in there.events(since=since, follow=True))
     assert (event.kind, event.path, event.created_by) == ("arrived", "by-system", "system")
     assert there.stat("uploads/by-system").created_by == "system"
+
+
+def test_a_wrong_creator_is_told_which_there_are(there: Home) -> None:
+    for act in (
+        lambda: there.put(b"x", "uploads/a", creator="root"),
+        lambda: there.move("uploads/a", "uploads/b", creator="root"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            act()
+        assert "as is one of user, agent, environment, system" in caught.value.hint
 
 
 def test_events_go_on_after_the_daemon_was_killed_each_once(

@@ -129,6 +129,8 @@ def test_help_lists_every_verb_and_the_exit_codes() -> None:
     text = agentfuse("--help").stdout
     for verb in ("mount", "umount", "run", "ps", "status", "df", "doctor"):
         assert f"\n  {verb} " in text
+    commands = text.partition("Commands:")[2].partition("Exit codes:")[0]
+    assert "..." not in commands
     assert "75  somebody else holds it, or work is not in the store yet" in text
     assert agentfuse("--version").stdout.startswith("agentfuse 0.")
 
