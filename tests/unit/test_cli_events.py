@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any
 
 import pytest
@@ -66,3 +67,10 @@ def test_no_name_makes_a_line_or_reaches_the_terminal_and_each_can_be_got_back(n
         assert plain(line) == line
     shown = quoted(text)
     assert (json.loads(shown) if shown.startswith('"') else shown) == text
+
+
+def test_the_text_form_tells_the_day_and_the_size_as_other_verbs_do() -> None:
+    line = text_line(event("a.csv"))
+    day = time.strftime("%Y-%m-%d ", time.localtime(event("a.csv")["time"]))
+    assert day in line
+    assert line.endswith("  arrived   uploads/a.csv  1.21 KiB  text/csv")
