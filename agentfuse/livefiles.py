@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -20,13 +21,16 @@ import trio
 from agentfuse.control.contract import Content, Page
 from agentfuse.control.messages import OnCollision
 from agentfuse.door.doors import MAX_DOORS, Doors
-from agentfuse.errors import BusyError, NotFoundError, StoreError, UsageError
+from agentfuse.errors import BusyError, StoreError, UsageError
 from agentfuse.home.files import FileFacts, Files, shown
 from agentfuse.home.mime import type_of
 from agentfuse.home.walk import Cursor, join, open_to_fill
 from agentfuse.regions import LOOSE, PLATFORM, Creator
 from agentfuse.sync.hydration import Hydration
 from agentfuse.sync.scan import SETTLED_NS
+
+PAGE_S = 1.0
+"""How long a page of a listing may take once it has an entry."""
 
 _READERS = 4
 _OPENINGS = 5
@@ -64,14 +68,13 @@ class LiveFiles:
     async def list(
         self, region: str, path: bytes, *, recursive: bool, limit: int, after: bytes | None
     ) -> Page:
-        """What a directory holds, behind the path ``after``; raises as ``Files.list`` does."""
+        """What a directory holds, behind the path ``after``; raises as ``Files.list`` does.
 
-        def page() -> tuple[list[FileFacts], bytes | None]:
-            found = walk(self._files, region, path, recursive=recursive, after=after, limit=limit)
-            entries = list(itertools.islice(found, limit))
-            return [facts for _, facts in entries], entries[-1][0] if next(found, None) is not None else None
-
-        entries, last = await trio.to_thread.run_sync(page, limiter=self._readers)
+        Fewer than ``limit`` when they take longer than ``PAGE_S``, but not none unless there are no more.
+        Nobody waits for the thread of a listing that was cancelled, which ends at its next name.
+        """
+        page = partial(_page, self._files, region, path, recursive=recursive, limit=limit, after=after)
+        entries, last = await trio.to_thread.run_sync(page, limiter=self._readers, abandon_on_cancel=True)
         if region == LOOSE:
             entries = [self._as_of_now(facts) for facts in entries]
         return Page(entries, last)
@@ -219,40 +222,33 @@ class MadeFile:
         """Nothing is open."""
 
 
-def walk(
-    files: Files, region: str, directory: bytes, *, recursive: bool, after: bytes | None, limit: int
-) -> Iterator[tuple[bytes, FileFacts]]:
-    """(path below the directory, facts) of what it holds behind ``after``, ``limit`` and one at most.
+def _page(
+    files: Files, region: str, directory: bytes, *, recursive: bool, limit: int, after: bytes | None
+) -> tuple[list[FileFacts], bytes | None]:
+    """The next entries, and the path below the directory to go on behind, None if those were all."""
+    entries: list[FileFacts] = []
+    ends_at = time.monotonic() + PAGE_S
 
-    In order of names; a directory comes before what it holds, which is left out if it vanishes meanwhile.
-    Raises as ``Files.list`` does.
-    """
+    def check() -> None:
+        trio.from_thread.check_cancelled()
+        if entries and time.monotonic() >= ends_at:
+            raise _TimeOverError
 
-    def level(below: bytes, name: bytes) -> list[tuple[bytes, FileFacts]]:
-        found = files.list(region, join(directory, below) if below else directory, after=name)
-        return [(join(below, facts.name), facts) for facts in itertools.islice(found, limit + 1)][::-1]
+    def last() -> bytes:
+        path = entries[-1].path
+        return path[len(directory) + 1 :] if directory else path or entries[-1].name
 
-    first, *rest = (after or b"").split(b"/")
-    pending = [level(b"", first)]
-    if recursive and after:
-        below = first
-        for name in [*rest, b""]:
-            pending.append(_if_there(level, below, name))
-            below = join(below, name)
-    while pending:
-        if not pending[-1]:
-            pending.pop()
-            continue
-        path, facts = pending[-1].pop()
-        yield path, facts
-        if recursive and facts.type == "dir" and facts.region == region:
-            pending.append(_if_there(level, path, b""))
+    listing = files.list(region, directory, recursive=recursive, after=after or b"", check=check)
+    with closing(listing):
+        try:
+            for facts in listing:
+                if len(entries) == limit:
+                    return entries, last()
+                entries.append(facts)
+        except _TimeOverError:
+            return entries, last()
+    return entries, None
 
 
-def _if_there(
-    level: Callable[[bytes, bytes], list[tuple[bytes, FileFacts]]], below: bytes, name: bytes
-) -> list[tuple[bytes, FileFacts]]:
-    try:
-        return level(below, name)
-    except (NotFoundError, UsageError):  # it is gone, or no directory any more
-        return []
+class _TimeOverError(Exception):
+    """A page has taken long enough."""

@@ -69,7 +69,7 @@ class FilesControl(Protocol):
     async def list(
         self, region: str, path: bytes, *, recursive: bool, limit: int, after: bytes | None
     ) -> Page:
-        """What a directory holds, ``limit`` names at most, those behind ``after``."""
+        """What a directory holds, behind ``after``: ``limit`` names at most, fewer when they take long."""
 
     async def open(self, region: str, path: bytes) -> Content:
         """The content of a file, which is fetched if it is not here."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import heapq
 import os
 import stat
 import struct
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +38,8 @@ _TYPES: dict[int, FileType] = {
 }
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE, errno.ENAMETOOLONG)
 _LOOKS = 5
+_NAMES = 2000  # of one directory that a listing keeps at most
+_LEVELS = 64  # whose names it keeps at most
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -111,26 +114,47 @@ class Files:
         """Raise as :meth:`stat` does unless there is such a region, and the path can name something in it."""
         self._place(region, path)
 
-    def list(self, region: str, path: bytes, *, after: bytes = b"") -> Iterator[FileFacts]:
+    def list(
+        self,
+        region: str,
+        path: bytes,
+        *,
+        recursive: bool = False,
+        after: bytes = b"",
+        check: Callable[[], None] = lambda: None,
+    ) -> Generator[FileFacts, None, None]:
         """The facts of what a directory holds, in order of name; what vanishes meanwhile is left out.
 
-        ``after``: only names that come behind this one.
+        ``recursive``: what is in its directories too, each of them before what it holds. ``after``: only what
+        comes behind this path below the directory. ``check`` is called for every name that is read, and may
+        raise to end it. Keeps few names and descriptors, however deep and wide the tree.
 
         Raises as :meth:`stat` does, ``UsageError`` also for what is no directory; before the first of them.
         """
         where = self._place(region, path)
         if self.stat(region, path).type != "dir":
             raise UsageError(f"{shown(region, path)} is not a directory", hint="ask for its facts instead")
+        levels = self._levels(region, path, recursive=recursive, after=after)
+        at = path  # where it is, as ``where``
+        if len(levels) > 1:
+            at, where = join(at, after), join(where, after)
         with _told(region, path), Cursor(self._tree, only_looks=True) as cursor:
-            names = sorted(name for name in map(os.fsencode, os.listdir(cursor.enter(where))) if name > after)
-            for name in names:
-                is_root = not where and name in self._roots
-                owner, below = (self._roots[name], b"") if is_root else (region, join(path, name))
-                try:
-                    yield self._facts(cursor, owner, below, join(where, name))
-                except OSError as error:
-                    if error.errno not in _GONE:
-                        raise
+            while levels:
+                check()
+                if (name := _next_name(cursor, where, levels, check)) is None:
+                    levels.pop()
+                    at, where = at.rpartition(b"/")[0], where.rpartition(b"/")[0]
+                    continue
+                found = self._if_there(cursor, region, at, where, name)
+                if found is None:
+                    continue
+                yield found
+                if recursive and found.type == "dir" and found.region == region:
+                    at, where = join(at, name), join(where, name)
+                    levels.append(_Level())
+                    if len(levels) > _LEVELS:
+                        levels[-1 - _LEVELS].forget()
+            _enter(cursor, b"")  # the cursor's own way back fails if a directory of it was moved
 
     def id_of(self, region: str, path: bytes) -> str:
         """The name's id, a UUIDv5: the same for as long as the file keeps its path.
@@ -161,6 +185,30 @@ class Files:
             own = self._roots[parts[0]]
             raise NotFoundError(f"{shown(region, path)} is not loose", hint=f"it belongs to the region {own}")
         return path
+
+    def _levels(self, region: str, path: bytes, *, recursive: bool, after: bytes) -> _Levels:
+        """The directories that a listing is in, from its top to where ``after`` is, which may be gone."""
+        first, *rest = after.split(b"/")
+        levels = [_Level(first)]
+        if recursive and after:
+            # What is in another region, or has a name like "..", is never entered.
+            with suppress(NotFoundError, UsageError):
+                self._place(region, join(path, after))
+                levels += [_Level(name) for name in [*rest, b""]]
+        return levels
+
+    def _if_there(
+        self, cursor: Cursor, region: str, path: bytes, where: bytes, name: bytes
+    ) -> FileFacts | None:
+        """The facts of a name in a directory that the cursor is in, unless it has vanished."""
+        is_root = not where and name in self._roots
+        owner, below = (self._roots[name], b"") if is_root else (region, join(path, name))
+        try:
+            return self._facts(cursor, owner, below, join(where, name))
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            return None
 
     def _facts(self, cursor: Cursor, region: str, path: bytes, where: bytes) -> FileFacts:
         for _ in range(_LOOKS - 1):
@@ -203,6 +251,62 @@ class Files:
             modified_at=modified_ns / 1e9,
             is_absent=mark is not None,
         )
+
+
+@dataclass(slots=True)
+class _Level:
+    """A directory of a listing: the name that it has come to, and the next ones, the first of them last."""
+
+    after: bytes = b""
+    names: list[bytes] = field(default_factory=list)
+    has_more: bool = True
+
+    def forget(self) -> None:
+        """Keep no names: they are read again when the listing comes back."""
+        if self.names:
+            self.names, self.has_more = [], True
+
+
+_Levels = list[_Level]
+
+
+def _next_name(cursor: Cursor, where: bytes, levels: _Levels, check: Callable[[], None]) -> bytes | None:
+    """The next name in a directory, with the cursor in it; None if that was all, or it is gone."""
+    level = levels[-1]
+    if not level.names and not level.has_more:
+        return None
+    try:
+        directory_fd = _enter(cursor, where)
+        if not level.names:
+            level.names = _names_behind(directory_fd, level.after, check)
+            level.has_more = len(level.names) == _NAMES
+    except OSError as error:
+        if error.errno not in _GONE or len(levels) == 1:
+            raise
+        return None
+    if not level.names:
+        return None
+    level.after = level.names.pop()
+    return level.after
+
+
+def _enter(cursor: Cursor, where: bytes) -> int:
+    for _ in range(_LOOKS - 1):
+        with suppress(BusyError):  # where it was has been moved or removed: from the root, then
+            return cursor.enter(where)
+    return cursor.enter(where)
+
+
+def _names_behind(directory_fd: int, after: bytes, check: Callable[[], None]) -> list[bytes]:
+    def behind() -> Iterator[bytes]:
+        with os.scandir(directory_fd) as entries:
+            for entry in entries:
+                check()
+                name = os.fsencode(entry.name)
+                if name > after:
+                    yield name
+
+    return heapq.nsmallest(_NAMES, behind())[::-1]
 
 
 def _still(fd: int) -> tuple[os.stat_result, marks.Mark | None]:

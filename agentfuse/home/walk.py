@@ -130,12 +130,16 @@ class Cursor:
 
     def _reopen(self, below: int) -> None:
         level = self._levels[-1]
-        level.fd = os.open(b"..", _DIRECTORY, dir_fd=below)
+        try:
+            level.fd = os.open(b"..", _DIRECTORY, dir_fd=below)
+            if _identity(os.fstat(level.fd)) != level.identity:
+                os.close(level.fd)
+                raise changed_meanwhile(level.name)
+        except (FileNotFoundError, BusyError):
+            del self._levels[1:]  # there is no way back to those; the next enter() goes from the root
+            self._closed = 0
+            raise changed_meanwhile(level.name) from None
         self._closed -= 1
-        if _identity(os.fstat(level.fd)) != level.identity:
-            os.close(level.fd)
-            level.fd = -1
-            raise changed_meanwhile(level.name)
 
 
 def clear_tree(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import uuid
 from pathlib import Path
@@ -164,3 +165,73 @@ def test_what_vanishes_while_it_is_listed_is_left_out(tree: Path) -> None:
     (tree / "shared" / "c").unlink()
     (tree / "shared" / "c").mkdir()
     assert [(each.name, each.type) for each in listing] == [(b"c", "dir")]
+
+
+def spread(tree: Path) -> list[bytes]:
+    """Fill ``shared/top``; returns what is in it as it is listed."""
+    top = tree / "shared" / "top"
+    for directory in ("a", "a.b", "a/x", "a/x/y", "b", "b/1", "b/2", "c"):
+        (top / directory).mkdir(parents=True)
+        for name in "123":
+            (top / directory / f"f{name}").touch()
+    found = [os.fsencode(path.relative_to(tree / "shared")) for path in top.rglob("*")]
+    return sorted(found, key=lambda path: path.split(b"/"))
+
+
+def test_a_recursive_listing_goes_on_behind_every_name_however_few_it_keeps(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = spread(tree)
+    files = files_of(tree)
+    for kept in (2000, 2, 1):
+        monkeypatch.setattr("agentfuse.home.files._NAMES", kept)
+        monkeypatch.setattr("agentfuse.home.files._LEVELS", kept)
+        assert [each.path for each in files.list("shared", b"top", recursive=True)] == expected
+        for number, path in enumerate(expected):
+            found = files.list("shared", b"top", recursive=True, after=path.removeprefix(b"top/"))
+            assert [each.path for each in found] == expected[number + 1 :]
+
+
+@pytest.mark.parametrize("after", [b"top/../../uploads", b"top//", b"/", b"top/\0", b"top/gone/x"])
+def test_a_recursive_listing_goes_nowhere_else_whatever_it_is_told_to_go_on_behind(
+    tree: Path, after: bytes
+) -> None:
+    expected = spread(tree)
+    (tree / "uploads" / "secret").touch()
+    found = [each.path for each in files_of(tree).list("shared", b"", recursive=True, after=after)]
+    assert {each for each in found if each.startswith(b"top/")} <= set(expected)
+    assert set(found) <= {b"top", *expected}
+
+
+def test_a_recursive_listing_of_the_home_stays_out_of_other_regions(tree: Path) -> None:
+    (tree / "dir").mkdir()
+    (tree / "dir" / "file").touch()
+    (tree / "shared" / "file").touch()
+    files = files_of(tree)
+    found = [(each.region, each.path) for each in files.list("home", b"", recursive=True)]
+    assert [path for region, path in found if region == "home"] == [b"dir", b"dir/file"]
+    assert {path for region, path in found if region != "home"} == {b""}
+    behind = files.list("home", b"", recursive=True, after=b"shared")
+    assert [each.name for each in behind] == [b"uploads", b"workspace"]
+    behind = files.list("home", b"", recursive=True, after=b"shared/a")
+    assert [each.name for each in behind] == [b"uploads", b"workspace"]
+
+
+@pytest.mark.parametrize("rest", [[], ["d/later", "e"]])
+@pytest.mark.parametrize("goes", ["moved", "removed"])
+def test_a_recursive_listing_goes_on_when_the_directories_it_is_in_go_away(
+    tree: Path, goes: str, rest: list[str]
+) -> None:
+    deep = "/".join("d" * 150)
+    (tree / "shared" / deep).mkdir(parents=True)
+    for name in rest:
+        (tree / "shared" / name).touch()
+    listing = files_of(tree).list("shared", b"", recursive=True)
+    for _ in range(149):
+        next(listing)
+    assert next(listing).path == os.fsencode(deep)
+    if goes == "moved":
+        (tree / "shared" / "d" / "d").rename(tree / "uploads" / "d")
+    else:
+        shutil.rmtree(tree / "shared" / "d" / "d")
+    assert [os.fsdecode(each.path) for each in listing] == rest
