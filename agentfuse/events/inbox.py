@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar, TypeVarTuple, Unpack
+from typing import Protocol, TypeVar, TypeVarTuple, Unpack
 
 import trio
 
@@ -28,6 +28,7 @@ from agentfuse.events import dropped
 from agentfuse.events.arrivals import Operation, Refused, Seen
 from agentfuse.events.bookmarks import Bookmarks, Drop
 from agentfuse.events.dropped import Doorbell, NotReady
+from agentfuse.events.remembered import Left, Remembered
 from agentfuse.home.quota import Account
 from agentfuse.killpoints import passing
 from agentfuse.regions import Creator
@@ -78,14 +79,6 @@ class Teller(Protocol):
     def put(self, region: str, operation: Operation) -> None: ...
 
 
-class _Left(NamedTuple):
-    """A file that could not be taken. ``retry_at``: not before, by trio's clock, nor without room for it."""
-
-    identity: str
-    size_bytes: int
-    retry_at: float
-
-
 class Inbox:
     """One inbox of one mount. The trio thread's.
 
@@ -110,15 +103,9 @@ class Inbox:
         self._region = account.name
         self._creator = creator
         self._root = root
-        self._tree = tree
         self._doors = doors
         self._account = account
         self._teller = teller
-        self._bookmarks = bookmarks
-        self._drops: dict[bytes, Drop] = {}
-        self._left: dict[bytes, _Left] = {}
-        self._refused: dict[bytes, str] = {}  # of what it was told
-        self._kept: dict[bytes, str] = {}  # what was put, but could not be removed
         self._told: set[tuple[bytes, str]] = set()
         self._emptied: dict[bytes, float] = {}
         self._rung = trio.Event()
@@ -131,6 +118,7 @@ class Inbox:
         self._is_well = False
         self._limiter = trio.CapacityLimiter(_AT_ONCE)
         self._door = trio.Lock()
+        self._known = Remembered(self._name, tree, bookmarks, self._limiter)
 
     def as_dict(self) -> dict[str, object]:
         """``{directory, region, taken, left, last_error}``: files moved since the mount, and those that stay
@@ -139,43 +127,13 @@ class Inbox:
             "directory": self._name,
             "region": self._region,
             "taken": self._taken,
-            "left": len(self._left),
+            "left": len(self._known.left),
             "last_error": self._last_error,
         }
 
     def settle(self) -> None:
-        """Finish what a run that died had begun: remove what is in the region already. Blocking.
-
-        Before the mount, when nobody can have changed what it made.
-        """
-        self._drops = self._bookmarks.drops(self._name)
-        for path, drop in list(self._drops.items()):
-            if drop.since_ns:
-                self._settle(path, drop)
-            else:
-                self._refused[path] = drop.identity
-
-    def _settle(self, path: bytes, drop: Drop) -> None:
-        try:
-            fd = dropped.open_any(self._root, path)
-        except (OSError, NotReady, AgentfuseError):
-            pass  # it is not there any more
-        else:
-            try:
-                st = os.fstat(fd)
-                was_put = dropped.identity(st) == drop.identity and dropped.is_in(
-                    self._tree, path, fd, drop.since_ns
-                )
-                if was_put and not dropped.remove(self._root, path, fd, st):
-                    self._kept[path] = drop.identity  # somebody has it open
-            except OSError:
-                self._kept[path] = drop.identity
-            finally:
-                os.close(fd)
-            if path in self._kept:
-                return
-        self._bookmarks.set_drop(self._name, path, None)
-        del self._drops[path]
+        """See ``Remembered.settle``. Blocking."""
+        self._known.settle(self._root)
 
     async def run(self) -> None:
         """Take what comes, until cancelled."""
@@ -245,12 +203,12 @@ class Inbox:
     async def _wait(self, longest_s: float) -> None:
         end = trio.current_time() + longest_s
         while not self._rung.is_set() and trio.current_time() < end:
-            if any(map(self._may_try, self._left.values())):
+            if any(map(self._may_try, self._known.left.values())):
                 return
-            with trio.move_on_at(min(end, trio.current_time() + _ROOM_S) if self._left else end):
+            with trio.move_on_at(min(end, trio.current_time() + _ROOM_S) if self._known.left else end):
                 await self._rung.wait()
 
-    def _may_try(self, left: _Left) -> bool:
+    def _may_try(self, left: Left) -> bool:
         return trio.current_time() >= left.retry_at and self._fits(left.size_bytes)
 
     def _fits(self, size_bytes: int) -> bool:
@@ -269,7 +227,7 @@ class Inbox:
         self._is_wide = found.directories > _MOST_WATCHED
         self._lines_left = _MOST_TOLD
         self._tell_strange(found.strange)
-        await self._forget_gone({path for path, _ in found.files})
+        await self._known.forget_gone({path for path, _ in found.files})
         files = iter(found.files)
         ripens = found.may_ripen
 
@@ -282,12 +240,14 @@ class Inbox:
             for _ in range(_AT_ONCE):
                 nursery.start_soon(work)
         await self._remove_emptied()
-        self._is_well = not (found.strange or self._left or self._place or self._lines_left < _MOST_TOLD)
+        self._is_well = not (
+            found.strange or self._known.left or self._place or self._lines_left < _MOST_TOLD
+        )
         return _RIPEN_S if ripens else RESCAN_S
 
     async def _try(self, path: bytes, st: os.stat_result) -> bool:
         """Take a file if it is to be taken; whether time alone may make it complete."""
-        left = self._left.get(path)
+        left = self._known.left.get(path)
         if left is not None and left.identity == dropped.identity(st) and not self._may_try(left):
             return False
         try:
@@ -297,7 +257,7 @@ class Inbox:
         except (FileNotFoundError, BusyError):  # it went, or a directory on the way did
             pass
         except EnvironmentProblem as error:  # whether it was put is not known
-            self._left[path] = _Left(dropped.identity(st), 0, trio.current_time() + RESCAN_S)
+            self._known.left[path] = Left(dropped.identity(st), 0, trio.current_time() + RESCAN_S)
             self._tell(f"{os.fsdecode(path)!a} waits: {error}")
         except OSError as error:
             with contextlib.suppress(EnvironmentProblem):
@@ -313,8 +273,8 @@ class Inbox:
             try:
                 fd = await self._in_thread(dropped.open_complete, self._root, path)
                 st = os.fstat(fd)
-                if not await self._was_put(path, fd, st):
-                    await self._note(path, Drop(dropped.identity(st), time.time_ns()))
+                if not await self._known.was_put(path, fd, st):
+                    await self._known.note(path, Drop(dropped.identity(st), time.time_ns()))
                     passing("inbox.noted")
                     if not await self._put(path, fd, st):
                         return
@@ -331,30 +291,21 @@ class Inbox:
 
     async def _remove(self, path: bytes, fd: int, st: os.stat_result) -> None:
         """Remove what is in the region now; what cannot be removed is not put a second time."""
-        self._kept[path] = dropped.identity(st)
+        self._known.kept[path] = dropped.identity(st)
         try:
             is_gone = await self._in_thread(dropped.remove, self._root, path, fd, st)
         except OSError as error:
-            self._left[path] = _Left(dropped.identity(st), 0, trio.current_time() + RESCAN_S)
+            self._known.left[path] = Left(dropped.identity(st), 0, trio.current_time() + RESCAN_S)
             self._tell(f"{os.fsdecode(path)!a} was taken, but cannot be removed: {error.strerror}")
             return
         if is_gone:
             passing("inbox.removed")
-            await self._note(path, None)
+            await self._known.note(path, None)
             self._taken += 1
-            self._left.pop(path, None)
-            del self._kept[path]
+            self._known.left.pop(path, None)
+            del self._known.kept[path]
             if b"/" in path:
                 self._emptied[path.rpartition(b"/")[0]] = trio.current_time()
-
-    async def _was_put(self, path: bytes, fd: int, st: os.stat_result) -> bool:
-        """Whether it was put before, and only not removed."""
-        if self._kept.get(path) == dropped.identity(st):
-            return True
-        drop = self._drops.get(path)
-        if drop is None or not drop.since_ns or drop.identity != dropped.identity(st):
-            return False
-        return await self._in_thread(dropped.is_in, self._tree, path, fd, drop.since_ns)
 
     async def _put(self, path: bytes, fd: int, st: os.stat_result) -> bool:
         try:
@@ -380,31 +331,17 @@ class Inbox:
         """It stays where it is, for now; that is told once."""
         same = dropped.identity(st)
         wait_s = RESCAN_S if after_s is None else after_s
-        self._left[path] = _Left(same, st.st_size, trio.current_time() + wait_s)
-        await self._note(path, Drop(same, 0))
-        if self._refused.get(path) == same:
+        self._known.left[path] = Left(same, st.st_size, trio.current_time() + wait_s)
+        await self._known.note(path, Drop(same, 0))
+        if self._known.refused.get(path) == same:
             return
-        self._refused[path] = same
+        self._known.refused[path] = same
         self._tell(f"{os.fsdecode(path)!a} stays there: {why}")
         if self._teller is not None:
             seen = Seen(st.st_ino, st.st_size, st.st_mtime_ns)
             self._teller.put(self._region, Refused(path, seen, self._creator))
 
-    # What is known of the files ------------------------------------------------------------------------
-
-    async def _note(self, path: bytes, drop: Drop | None) -> None:
-        await self._in_thread(self._bookmarks.set_drop, self._name, path, drop)
-        if drop is None:
-            self._drops.pop(path, None)
-        else:
-            self._drops[path] = drop
-
-    async def _forget_gone(self, there: set[bytes]) -> None:
-        for path in [path for path, drop in self._drops.items() if not drop.since_ns and path not in there]:
-            await self._note(path, None)
-        for known in (self._left, self._refused, self._kept):
-            for path in [path for path in known if path not in there]:
-                del known[path]
+    # Afterwards --------------------------------------------------------------------------------------
 
     async def _remove_emptied(self) -> None:
         for path, since in list(self._emptied.items()):
