@@ -9,6 +9,7 @@ import os
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from agentfuse.errors import UsageError
+from agentfuse.home.walk import require_names
 
 PATH_MAX = 4096
 """Bytes of a path for the kernel, with the NUL at its end."""
@@ -31,12 +32,7 @@ def checked(path: bytes) -> bytes:
             f"a path has {len(path)} bytes, more than the {PATH_MAX - 1} that Linux takes",
             hint="name it by a shorter one",
         )
-    names = path.split(b"/") if path else []
-    if b"\0" in path or any(name in {b"", b".", b".."} for name in names):
-        raise UsageError(
-            f"{os.fsdecode(path)!a} is not a path in a region",
-            hint="write it like reports/a.csv: no '.', '..', '//', and no slash at its ends",
-        )
+    require_names(path)
     return path
 
 

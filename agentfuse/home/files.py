@@ -23,7 +23,7 @@ from typing import Literal
 from agentfuse.errors import BusyError, EnvironmentProblem, NotFoundError, UsageError
 from agentfuse.home import marks
 from agentfuse.home.mime import HEAD_BYTES, type_of
-from agentfuse.home.walk import Cursor, join
+from agentfuse.home.walk import Cursor, join, require_names
 from agentfuse.regions import LOOSE, PLATFORM, Creator, Region, Scope
 
 FileType = Literal["file", "dir", "symlink", "fifo", "socket", "device"]
@@ -173,16 +173,12 @@ class Files:
             raise NotFoundError(
                 f"there is no region {region[:80]!r}", hint=f"there are {', '.join(self._regions)}"
             )
-        parts = path.split(b"/") if path else []
-        if any(part in (b"", b".", b"..") or b"\0" in part for part in parts):
-            raise UsageError(
-                f"{shown(region, path)} is not a path in a region",
-                hint="write it without '.', '..' and '//'",
-            )
+        require_names(path)
         if region != LOOSE:
             return join(region.encode(), path) if path else region.encode()
-        if parts and parts[0] in self._roots:
-            own = self._roots[parts[0]]
+        first = path.partition(b"/")[0]
+        if first in self._roots:
+            own = self._roots[first]
             raise NotFoundError(f"{shown(region, path)} is not loose", hint=f"it belongs to the region {own}")
         return path
 

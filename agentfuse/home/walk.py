@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from agentfuse.errors import BusyError, EnvironmentProblem
+from agentfuse.errors import BusyError, EnvironmentProblem, UsageError
 
 MAX_OPEN = 64
 """Descriptors that one walk keeps at most."""
@@ -168,6 +168,16 @@ def read_directory(directory_fd: int) -> list[tuple[bytes, os.stat_result]]:
         (name, os.stat(name, dir_fd=directory_fd, follow_symlinks=False))
         for name in sorted(map(os.fsencode, os.listdir(directory_fd)))
     ]
+
+
+def require_names(path: bytes) -> None:
+    """Raise ``UsageError`` unless it is a path in a region, however long; empty is the region's root."""
+    names = path.split(b"/") if path else []
+    if b"\0" in path or any(name in {b"", b".", b".."} for name in names):
+        raise UsageError(
+            f"{os.fsdecode(path)!a} is not a path in a region",
+            hint="write it like reports/a.csv: no '.', '..', '//', and no slash at its ends",
+        )
 
 
 def join(directory: bytes, name: bytes) -> bytes:
