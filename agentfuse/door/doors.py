@@ -32,6 +32,7 @@ from agentfuse.errors import (
 )
 from agentfuse.home.creators import Creator
 from agentfuse.home.quota import Account, Ledger
+from agentfuse.home.walk import require_names
 
 MAX_DOORS = 4
 _PATH_MAX = 4096
@@ -285,12 +286,10 @@ class Doors:
 
     def _joined(self, region: str, path: bytes) -> str:
         """The path from the home's root."""
+        require_names(path)
+        if not path:
+            raise UsageError("a region's own directory stays where it is", hint="write it like reports/a.csv")
         names = path.split(b"/")
-        if b"\0" in path or any(name in {b"", b".", b".."} for name in names):
-            raise UsageError(
-                f"{os.fsdecode(path)!r} is not the path of a file in a region",
-                hint="write it like reports/a.csv",
-            )
         if self._account(region) is not self._ledger.loose:
             names.insert(0, region.encode())
         elif self._ledger.is_root(names[0]):

@@ -24,7 +24,7 @@ from agentfuse.door.doors import Doors
 from agentfuse.errors import AgentfuseError
 from agentfuse.events.feed import EventFeed, Line
 from agentfuse.home.creators import Creator
-from agentfuse.home.quota import Account, Ledger
+from agentfuse.home.quota import NEARLY_FULL, Account, Ledger, fraction_used
 from agentfuse.home.tree import now, walk_files
 from agentfuse.regions import LOOSE, PLATFORM
 
@@ -37,9 +37,6 @@ LAST_ERROR = b"last-error.json"
 
 MAX_EVENTS_BYTES = 1024 * 1024
 """So long may ``events.ndjson`` become, and ``events.1.ndjson`` is."""
-
-NEARLY_FULL = 80
-"""Percent of a quota from which on its use is worth a warning."""
 
 _LARGEST = 10
 _REST_S = 1.0
@@ -159,18 +156,11 @@ class Notices:
         return found
 
 
-def percent_used(account: Account) -> int:
-    """Of its quota of bytes or of files, whichever is nearer to its end."""
-    return max(
-        100 * account.bytes_used // max(1, account.bytes_quota),
-        100 * account.files_used // max(1, account.files_quota),
-    )
-
-
 def _use(account: Account) -> dict[str, object]:
-    percent = percent_used(account)
-    warning = f"{percent} % of the quota is used" if percent >= NEARLY_FULL else None
-    return {**account.as_dict(), "percent": percent, "warning": warning}
+    use = account.as_dict()
+    used = fraction_used(use)
+    warning = f"{used:.0%} of the quota is used" if used >= NEARLY_FULL else None
+    return {**use, "percent": int(100 * used), "warning": warning}
 
 
 def _refusal(account: Account, what: str, when: float, largest: list[tuple[bytes, int]]) -> bytes:

@@ -112,7 +112,7 @@ def test_a_region_that_is_nearly_full_has_a_warning(new_home: Make) -> None:
     (home.path / "workspace" / "a").write_bytes(b"x" * 799)
     assert status(home)["regions"]["workspace"]["warning"] is None
     (home.path / "workspace" / "a").write_bytes(b"x" * 800)
-    assert status(home)["regions"]["workspace"]["warning"] == "80 % of the quota is used"
+    assert status(home)["regions"]["workspace"]["warning"] == "80% of the quota is used"
 
 
 def test_a_refusal_is_explained_with_the_largest_files(new_home: Make) -> None:

@@ -146,11 +146,14 @@ async def test_no_symlink_of_the_agents_is_followed(house: House, tmp_path: Path
     assert house.uploads() == {"file": b"instead of the link"}
 
 
-@pytest.mark.parametrize(
-    "path", [b"", b"/", b"/etc/passwd", b"a//b", b"..", b"../x", b"a/../b", b"a/.", b"a\0b"]
-)
+async def test_a_region_itself_is_no_file(house: House) -> None:
+    with pytest.raises(UsageError, match="stays where it is"):
+        await house.put(b"", b"1")
+
+
+@pytest.mark.parametrize("path", [b"/", b"/etc/passwd", b"a//b", b"..", b"../x", b"a/../b", b"a/.", b"a\0b"])
 async def test_a_path_that_is_none_is_refused(house: House, path: bytes) -> None:
-    with pytest.raises(UsageError, match="is not the path of a file in a region"):
+    with pytest.raises(UsageError, match="is not a path in a region"):
         await house.put(path, b"1")
 
 
