@@ -31,8 +31,8 @@ from agentfuse.errors import AgentfuseError
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 256
-MAX_FOLLOWERS = 192
+MAX_CONNECTIONS = 384
+MAX_FOLLOWERS = 320
 """So many of them may wait for what is to come: the others are for who wants an answer."""
 
 REQUEST_DEADLINE_S = 10.0
