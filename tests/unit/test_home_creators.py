@@ -69,6 +69,14 @@ def test_an_agent_with_a_uid_to_itself_is_no_person_and_not_the_platform_by_defa
         AGENT, AGENT, ENVIRONMENT, AGENT,
     ]  # fmt: skip
     assert creators.of(Caller(0, 0), USER) is USER
+    assert creators.of(Caller(os.geteuid(), 0), USER) is USER
+
+
+def test_nor_is_any_other_uid_that_it_may_have_mapped() -> None:
+    creators = Creators(agent_uid=1000)
+    assert [creators.of(Caller(100_000, 0), each) for each in (USER, SYSTEM, ENVIRONMENT)] == [
+        AGENT, AGENT, ENVIRONMENT,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
