@@ -375,15 +375,14 @@ class Mount:
     async def _detach(self, *, lazy: bool) -> None:
         path = self._spec.mountpoint
         self._life.leases.release()
-        written = self._session.written()
-
-        def detach() -> None:
-            if lazy:
-                mountpoints.write_back(path, written)
-            mountpoints.detach(path, lazy=lazy)
-
+        detach = partial(mountpoints.detach, path, lazy=lazy)
         if self._is_on_path():
             self._reporter.say(f"unmounting {path}")
+            if lazy:
+                try:
+                    await self._doors.write_back(self._session.written())
+                except AgentfuseError as error:
+                    log.warning("mapped pages may be lost: %s", error)
             async with self._doors.closed():
                 try:
                     await trio.to_thread.run_sync(detach, limiter=self._detach_limiter)
@@ -441,6 +440,7 @@ class Mount:
             flush=self._flush,
             watchers=self._watchers,
             files=self._live_files(),
+            doors=self._doors,
         )
 
     def _live_files(self) -> LiveFiles:

@@ -12,8 +12,7 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agentfuse.control.liveness import liveness
@@ -25,40 +24,6 @@ _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _FUSERMOUNT_DEADLINE_S = 60.0
 
-# syncfs would send it, but of FUSE it does not wait until it has arrived; fsync of each file does.
-_SYNC_FILES = """
-import os, stat, sys
-DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-def opened(root, path):
-    # An agent may have put a symlink or a pipe in the place of each name.
-    *names, last = path.split(b"/")
-    fd = os.dup(root)
-    for name in names:
-        fd, above = os.open(name, DIRECTORY, dir_fd=fd), fd
-        os.close(above)
-    found = os.open(last, os.O_PATH | os.O_NOFOLLOW, dir_fd=fd)
-    os.close(fd)
-    st = os.fstat(found)
-    if not stat.S_ISREG(st.st_mode) or st.st_dev != os.fstat(root).st_dev:
-        os.close(found)
-        return None
-    fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY)
-    os.close(found)
-    return fd
-root = os.open(sys.argv[1], DIRECTORY)
-for path in sys.stdin.buffer.read().split(b"\\0"):
-    try:
-        fd = opened(root, path)
-    except OSError:
-        continue  # it is gone, or another file by now
-    if fd is None:
-        continue
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        print(f"{os.fsdecode(path)!r}: {error}", file=sys.stderr)
-    os.close(fd)
-"""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -154,19 +119,6 @@ def detach(mountpoint: Path, *, lazy: bool) -> None:
     flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
     if _libc.umount2(os.fsencode(mountpoint), flags) != 0:
         raise _unmount_error(mountpoint, ctypes.get_errno())
-
-
-def write_back(mountpoint: Path, written: Iterable[bytes]) -> None:
-    """Have the kernel send what was changed through mmap; blocks, so never on the daemon's loop.
-
-    ``written``: paths below the mountpoint of all files that are open for writing, mapped ones included.
-    """
-    paths = list(written)
-    if paths:
-        # In a process of its own: a thread of the daemon that waits for the daemon could not be killed, nor
-        # the daemon with it, whose mount would then hang for good.
-        command = [sys.executable, "-I", "-S", "-c", _SYNC_FILES, os.fspath(mountpoint)]
-        subprocess.run(command, input=b"\0".join(paths), cwd="/", check=False)
 
 
 def _detach_stale(mountpoint: Path) -> bool:

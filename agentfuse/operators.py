@@ -11,15 +11,14 @@ from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import trio
 
-from agentfuse import mountpoint as mountpoints
 from agentfuse.control.contract import MountControl, Wanted
 from agentfuse.control.messages import Level
 from agentfuse.control.registry import MountRecord
+from agentfuse.door.doors import Doors
 from agentfuse.errors import BusyError, NotFoundError
 from agentfuse.events.feed import EventFeed, Line
 from agentfuse.events.inboxes import Inboxes
@@ -111,6 +110,7 @@ class Operators:
     flush: FinalFlush
     watchers: Watchers
     files: LiveFiles
+    doors: Doors
     _changing_quotas: trio.Lock = field(default_factory=trio.Lock)
     scrapes: Scrapes = field(default_factory=Scrapes)
     rendering: trio.CapacityLimiter = field(default_factory=partial(trio.CapacityLimiter, 1))
@@ -202,9 +202,7 @@ class Operators:
         self._require_live()
         deadline = trio.current_time() + timeout_s
         # What programs wrote through mappings is the kernel's until it is written back.
-        await trio.to_thread.run_sync(
-            mountpoints.write_back, Path(self.record.mountpoint), self.session.written()
-        )
+        await self.doors.write_back(self.session.written())
         regions: dict[str, object] = {}
         for sync in self.syncs:
             report = await sync.barrier(deadline=deadline)

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from array import array
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -110,6 +110,7 @@ class Doors:
         self._idle: list[_Door] = []
         self._working: dict[int, Creator] = {}
         self._open = trio.CapacityLimiter(MAX_DOORS)
+        self._processes = trio.CapacityLimiter(2 * MAX_DOORS)  # that begin or end just now
         self._closers = 0
         self._under_way: set[trio.CancelScope] = set()
         self._none_under_way = trio.Event()
@@ -174,10 +175,6 @@ class Doors:
         """Remove a file or a directory, which is empty unless ``recursive``."""
         await self._ask("remove", region, path, creator, recursive=recursive)
 
-    async def mkdir(self, region: str, path: bytes, *, creator: Creator) -> None:
-        """Make a directory, and those on the way."""
-        await self._ask("mkdir", region, path, creator)
-
     async def move(
         self,
         old: tuple[str, bytes],
@@ -191,6 +188,25 @@ class Doors:
         done = await self._ask("move", *old, creator, to=to, collision=on_collision)
         return _beside(new[1], done)
 
+    async def write_back(self, paths: Iterable[bytes]) -> None:
+        """Have the kernel send what was changed through mappings of these files, given from the home's root.
+
+        By a door of its own, however many are busy or closed: nothing else may have to wait for that.
+        """
+        joined = b"\0".join(paths)
+        if not joined:
+            return
+        door = await self._make()
+        try:
+            done = await door.ask({"do": "write back"}, _once(joined))
+        except (OSError, ValueError) as error:
+            raise _died("mapped pages") from error
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._end(door)
+        if "errno" in done:
+            raise _error(done["errno"], "mapped pages")
+
     @contextlib.asynccontextmanager
     async def closed(self) -> AsyncIterator[None]:
         """Break off what is under way and end all doors; nobody gets through until this is left."""
@@ -201,7 +217,7 @@ class Doors:
                     scope.cancel()
                 await self._none_under_way.wait()
             while self._idle:
-                await _end(self._idle.pop())
+                await self._end(self._idle.pop())
             yield
         finally:
             self._closers -= 1
@@ -254,9 +270,7 @@ class Doors:
             is_whole = True
             self._left.difference_update(command.get("left", ()))
         except (OSError, ValueError) as error:
-            raise EnvironmentProblem(
-                f"{command['path']}: the process that writes into the mount has died", hint="try again"
-            ) from error
+            raise _died(command["path"]) from error
         finally:
             del self._working[door.process.pid]
             if is_whole and not self._idle:
@@ -265,7 +279,7 @@ class Doors:
                 if not is_whole:
                     self._left.add(door.process.pid)
                 with trio.CancelScope(shield=True):
-                    await _end(door)
+                    await self._end(door)
         return done
 
     async def _idle_one(self) -> _Door | None:
@@ -274,7 +288,7 @@ class Doors:
             door = self._idle.pop()
             if door.process.poll() is None:
                 return door
-            await _end(door)
+            await self._end(door)
         return None
 
     def _account(self, region: str) -> Account:
@@ -308,7 +322,9 @@ class Doors:
                     *(sys.executable, "-I", "-S", worker.__file__),
                     *(str(theirs.fileno()), str(self._mountpoint), str(self.device)),
                 ]
-                process = await trio.to_thread.run_sync(_start, command, theirs.fileno())
+                process = await trio.to_thread.run_sync(
+                    _start, command, theirs.fileno(), limiter=self._processes
+                )
                 undo.pop_all()
         except OSError as error:
             raise EnvironmentProblem(
@@ -316,6 +332,10 @@ class Doors:
             ) from error
         self._left.discard(process.pid)
         return _Door(process, trio.socket.from_stdlib_socket(ours))
+
+    async def _end(self, door: _Door) -> None:
+        door.close()
+        await trio.to_thread.run_sync(door.process.wait, abandon_on_cancel=True, limiter=self._processes)
 
 
 def _start(command: list[str], channel: int) -> subprocess.Popen[bytes]:
@@ -327,11 +347,6 @@ def _start(command: list[str], channel: int) -> subprocess.Popen[bytes]:
         cwd="/",
         start_new_session=True,
     )
-
-
-async def _end(door: _Door) -> None:
-    door.close()
-    await trio.to_thread.run_sync(door.process.wait, abandon_on_cancel=True)
 
 
 @contextlib.contextmanager
@@ -368,6 +383,10 @@ def _beside(path: bytes, done: dict[str, Any]) -> bytes:
     directory, slash, _ = path.rpartition(b"/")
     name: str = done["name"]
     return directory + slash + name.encode("utf-8", "surrogateescape")
+
+
+def _died(what: str) -> EnvironmentProblem:
+    return EnvironmentProblem(f"{what}: the process that writes into the mount has died", hint="try again")
 
 
 def _unmounting() -> BusyError:

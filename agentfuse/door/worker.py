@@ -19,6 +19,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,9 +84,8 @@ class Worker:
                         os.stat(old, dir_fd=old_fd, follow_symlinks=False)  # else nothing is made for it
                         with _parent(root, command["to"], owner=owner, makes=True) as (new_fd, new):
                             return {"name": _text(_place(old_fd, old, new_fd, new, command["collision"]))}
-                case "mkdir":
-                    with _parent(root, command["path"], owner=owner, makes=True) as (fd, name):
-                        _mkdir(fd, name, owner)
+                case "write back":
+                    self._write_back(root)
                 case "remove":
                     path = command["path"].encode("utf-8", "surrogateescape")
                     with _parent(root, command["path"]) as (fd, name), _directory(root, INCOMING) as incoming:
@@ -151,10 +151,34 @@ class Worker:
         if from_fd:
             _copy(self._fds[0], fd)
             return
+        for piece in self._pieces():
+            _write(fd, piece)
+
+    def _pieces(self) -> Iterator[memoryview]:
         while (data := self._channel.recv(PACKET + 1))[:1] == b"D":
-            _write(fd, memoryview(data)[1:])
+            yield memoryview(data)[1:]
         if data != b"E":
             raise _BrokenOff
+
+    def _write_back(self, root: int) -> None:
+        """Have the kernel send what was changed through mappings of the files whose paths come.
+
+        syncfs would send it, too, but of FUSE it does not wait until it has arrived; fsync of each file does.
+        """
+        problem: OSError | None = None
+        for path in b"".join(self._pieces()).split(b"\0"):
+            try:
+                fd = _regular_file(root, path)
+            except OSError:
+                continue  # it is gone, or something else by now
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                problem = error
+            finally:
+                os.close(fd)
+        if problem is not None:
+            raise problem
 
 
 @contextlib.contextmanager
@@ -189,6 +213,19 @@ def _parent(
     *names, name = path.encode("utf-8", "surrogateescape").split(b"/")
     with _directory(root, tuple(names), owner=owner, makes=makes) as fd:
         yield fd, name
+
+
+def _regular_file(root: int, path: bytes) -> int:
+    """Open a file to read; ``OSError`` for what is none: opening a pipe could wait, a device act."""
+    with _parent(root, _text(path)) as (directory, name):
+        found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        st = os.fstat(found)
+        if not stat.S_ISREG(st.st_mode) or st.st_dev != os.fstat(root).st_dev:
+            raise OSError(errno.EINVAL, "no file of the home's")
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(found)
 
 
 def _mkdir(fd: int, name: bytes, owner: list[int] | None) -> None:
@@ -233,7 +270,7 @@ def _remove(fd: int, name: bytes, incoming: int | None) -> None:
     elif incoming is None:
         os.rmdir(name, dir_fd=fd)
     else:
-        own = b"%d-removed" % os.getpid()
+        own = b"%d-%d" % (os.getpid(), time.monotonic_ns())  # another one may have been given up halfway
         try:
             os.rename(name, own, src_dir_fd=fd, dst_dir_fd=incoming)  # it is gone at once, with its charge
         except OSError as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from agentfuse.errors import EnvironmentProblem
 from agentfuse.events.arrivals import Judgement, Kind, Operation, Seen, judge
 from agentfuse.events.content import HASHED_BYTES, UNKNOWN, look_at
-from agentfuse.home.database import LocalDatabase
+from agentfuse.home.database import LocalDatabase, require_schema
 from agentfuse.home.mime import type_of
 from agentfuse.home.walk import Cursor
 from agentfuse.killpoints import passing
@@ -193,16 +193,12 @@ _MARKS = ",".join("?" * len(Event._fields))
 
 
 def _accept(db: Database) -> None:
-    found = db.execute("PRAGMA user_version").fetchone()[0]
-    if found != SCHEMA:
-        raise ValueError(f"schema {found}, this version of agentfuse knows {SCHEMA}")
+    require_schema(db, SCHEMA)
 
 
 def _prepare(db: Database) -> None:
     """Make the tables, or accept those that are there."""
-    found = db.execute("PRAGMA user_version").fetchone()[0]
-    if found not in (0, SCHEMA):
-        raise ValueError(f"schema {found}, this version of agentfuse knows {SCHEMA}")
+    found = require_schema(db, 0, SCHEMA)
     db.enable_wal()
     # No fsync at each commit: a killed process loses nothing by that. What a power cut takes, the tree
     # still shows, and it is told of at the next start.

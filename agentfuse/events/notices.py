@@ -61,6 +61,7 @@ class Notices:
         self._bytes = 0
         self._refused: tuple[Account, str, float] | None = None
         self._was_refused = trio.Event()
+        self._walking = trio.CapacityLimiter(1)
 
     def prepare(self, recent: Sequence[Line]) -> None:
         """Make the files, with these events; afterwards only doors write them."""
@@ -119,7 +120,9 @@ class Notices:
             if self._refused is not None:
                 account, what, when = self._refused
                 begun_s = trio.current_time()
-                largest = await trio.to_thread.run_sync(self._largest, account, abandon_on_cancel=True)
+                largest = await trio.to_thread.run_sync(
+                    self._largest, account, abandon_on_cancel=True, limiter=self._walking
+                )
                 took_s = trio.current_time() - begun_s
                 content = _refusal(account, what, when, largest)
                 await self._insist(partial(self._doors.replace, PLATFORM.name, LAST_ERROR, content))

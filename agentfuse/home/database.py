@@ -34,6 +34,14 @@ _OF_THE_MACHINE = {
 """Errors that say nothing about the database itself, so it is not given up for them."""
 
 
+def require_schema(db: Database, *known: int) -> int:
+    """The number of a database's schema, 0 of a new one; ``ValueError`` unless it is one of these."""
+    found: int = db.execute("PRAGMA user_version").fetchone()[0]
+    if found not in known:
+        raise ValueError(f"schema {found}, this version of agentfuse knows {known[-1]}")
+    return found
+
+
 class LocalDatabase:
     """One database; its user sees to it that threads take turns.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from agentfuse.home.database import LocalDatabase
+from agentfuse.home.database import LocalDatabase, require_schema
 from agentfuse.home.tree import write_durably
 from agentfuse.killpoints import passing
 
@@ -183,16 +183,12 @@ _INO, _MTIME = Row._fields.index("ino"), Row._fields.index("mtime_ns")
 
 
 def _accept(db: Database) -> None:
-    found = db.execute("PRAGMA user_version").fetchone()[0]
-    if found != SCHEMA:
-        raise ValueError(f"schema {found}, this version of agentfuse knows {SCHEMA}")
+    require_schema(db, SCHEMA)
 
 
 def _prepare(db: Database) -> None:
     """Make the tables, or accept those that are there."""
-    found = db.execute("PRAGMA user_version").fetchone()[0]
-    if not 0 <= found <= SCHEMA:
-        raise ValueError(f"schema {found}, this version of agentfuse knows {SCHEMA}")
+    found = require_schema(db, *range(SCHEMA + 1))
     db.enable_wal()
     db.execute("PRAGMA synchronous = FULL")
     if found == SCHEMA:

@@ -8,13 +8,22 @@ import threading
 from pathlib import Path
 
 import pytest
+import trio
 from mounts import Home
 from watchdog.events import FileOpenedEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
-from agentfuse.mountpoint import write_back
+from agentfuse.door.doors import Doors
+from agentfuse.home.quota import Ledger
+from agentfuse.regions import DEFAULT_REGIONS
 
 pytestmark = pytest.mark.mount
+
+
+def write_back(home: Home, paths: list[bytes]) -> None:
+    doors = Doors(home.path, None, Ledger(DEFAULT_REGIONS))
+    doors.device = home.path.stat().st_dev
+    trio.run(doors.write_back, paths)
 
 
 class Opened(FileSystemEventHandler):
@@ -32,7 +41,7 @@ def test_mapped_pages_reach_the_disk(home: Home) -> None:
     path.write_bytes(bytes(4096))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 4096) as mapped:
         mapped[:4] = b"here"
-        write_back(home.path, [b"workspace/mapped"])
+        write_back(home, [b"workspace/mapped"])
         assert (home.tree / "workspace" / "mapped").read_bytes()[:4] == b"here"
 
 
@@ -47,7 +56,7 @@ def test_a_symlink_in_the_place_of_a_directory_leads_nowhere(home: Home, tmp_pat
     observer.start()
     try:
         paths = [b"workspace/swapped/target", b"workspace/link", b"workspace/pipe", b"workspace/gone"]
-        write_back(home.path, [*paths, b"workspace/inside"])
+        write_back(home, [*paths, b"workspace/inside"])
         (tmp_path / "end").write_text("")
         while str(tmp_path / "end") not in opened.paths:
             assert opened.heard.wait(10)

@@ -30,7 +30,18 @@ class Detached:
     async def first_line(self) -> str:
         """What an unmount tells first, while the mount's own tasks take long to end."""
         parts: dict[str, Any] = dict.fromkeys(
-            ("record", "keeper", "feed", "webhooks", "inboxes", "backfill", "syncs", "flush", "files")
+            (
+                "record",
+                "keeper",
+                "feed",
+                "webhooks",
+                "inboxes",
+                "backfill",
+                "syncs",
+                "flush",
+                "files",
+                "doors",
+            )
         )
         mount = Operators(
             **parts,
