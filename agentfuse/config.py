@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agentfuse import attribution, bindings
+from agentfuse import admission, attribution, bindings
 from agentfuse.errors import ConfigError, UsageError
 from agentfuse.logs import LOG_FORMATS, LogFormat
 from agentfuse.regions import DEFAULT_REGIONS, LOOSE, Region, Scope, SyncPolicy
-from agentfuse.values import Address, absolute_path, local_address, shown, textfile, yes_no
+from agentfuse.values import Address, absolute_path, address, local_address, shown, textfile, yes_no
 
 DEFAULT_PATH = Path("/etc/agentfuse/config.toml")
 MOUNT_OPTIONS = ("dev", "suid", "noexec")
@@ -83,6 +83,7 @@ class Config:
     metrics_file: Path | None = None
     metrics_interval_s: float = 15.0
     log_format: LogFormat = "auto"
+    gateway: admission.Gateway = field(default_factory=admission.Gateway)
 
 
 def load_config(path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
@@ -97,8 +98,12 @@ def load_config(path: Path | None, *, environ: Mapping[str, str], overrides: Map
         variable = f"AGENTFUSE_{key.upper()}"
         if environ.get(variable):
             reading.top(key, environ[variable], variable)
+    if environ.get("AGENTFUSE_DEV_KEY"):
+        reading.dev_key(environ["AGENTFUSE_DEV_KEY"])
     for key, value in overrides.items():
-        if value is not None:
+        if key == "listen" and value is not None:
+            reading.listen(value)
+        elif value is not None:
             reading.top(
                 key, value, "--" + key.replace("_", "-").removesuffix("s" if key == "mount_options" else "")
             )
@@ -282,6 +287,20 @@ _REGION: dict[str, tuple[Callable[[object], Any], str]] = {
     "sync": (_sync, "sync"),
     "creator": (attribution.creator, "creator"),
 }
+_GATEWAY: dict[str, tuple[Callable[[object], Any], str]] = {
+    "listen": (address, "listen"),
+    "blob_secret_file": (
+        lambda value: absolute_path(value, "/etc/agentfuse/blob.secret"),
+        "blob_secret_file",
+    ),
+    "grace": (parse_duration, "grace_s"),
+    "max_request": (parse_size, "max_request_bytes"),
+}
+_QUOTA: dict[str, tuple[Callable[[object], Any], str]] = {
+    "bytes": (parse_size, "bytes"),
+    "files": (_file_count, "files"),
+}
+_EVERY_TENANT = "default"  # [tenants.default] is the quota of those that are not named
 
 
 @dataclass(slots=True)
@@ -293,6 +312,7 @@ class _Reading:
     creators: list[attribution.CreatorRule] = field(default_factory=list)
     webhooks: list[bindings.Webhook] = field(default_factory=list)
     inboxes: list[bindings.Inbox] = field(default_factory=list)
+    gateway: admission.Gateway = field(default_factory=admission.Gateway)
     problems: list[str] = field(default_factory=list)
     lines: dict[str, int] = field(default_factory=dict)
     path: Path | None = None
@@ -306,10 +326,12 @@ class _Reading:
             path = DEFAULT_PATH
         self.path = path
         parsed = self._parse(path)
-        bound = {key: parsed.pop(key) for key in _TABLES[1:] if key in parsed}
+        bound = {key: parsed.pop(key) for key in ("creators", "webhooks", "inbox") if key in parsed}
         for key, value in parsed.items():
             if key == "regions":
                 self._region_tables(value)
+            elif key in ("gateway", "tenants", "keys"):
+                self._of_gateway(key, value)
             elif key in _TOP:
                 self.top(key, value, self._where(key))
             else:
@@ -326,6 +348,23 @@ class _Reading:
 
     def top(self, key: str, value: object, where: str) -> None:
         self._note(where, lambda: self.values.__setitem__(key, _TOP[key](value)))
+
+    def _of_gateway(self, key: str, value: object) -> None:
+        if key == "gateway":
+            self.gateway = self._table(self.gateway, key, value, _GATEWAY)
+        elif key == "tenants":
+            self._tenant_tables(value)
+        else:
+            entries = self._entries(key, value, admission.KEY_KEYS, admission.api_key)
+            self.gateway = replace(self.gateway, keys=tuple(entries))
+
+    def listen(self, value: object) -> None:
+        self.gateway = self._table(self.gateway, "--listen", {"": value}, {"": _GATEWAY["listen"]})
+
+    def dev_key(self, value: str) -> None:
+        key = self._note("AGENTFUSE_DEV_KEY", lambda: admission.dev_key(value))
+        if key is not None:
+            self.gateway = replace(self.gateway, keys=(*self.gateway.keys, key))
 
     def finish(self, environ: Mapping[str, str]) -> Config:
         state = self.values.get("state") or self._default_state(environ)
@@ -350,6 +389,7 @@ class _Reading:
             creators=tuple(self.creators),
             webhooks=tuple(self.webhooks),
             inboxes=tuple(self.inboxes),
+            gateway=self.gateway,
         )
 
     def _default_state(self, environ: Mapping[str, str]) -> Path | None:
@@ -416,6 +456,39 @@ class _Reading:
                 entry = self._note(where, partial(build, values, self.regions, entries))
                 entries += [] if entry is None else [entry]
         return entries
+
+    def _table(
+        self, into: _T, name: str, table: object, keys: Mapping[str, tuple[Callable[[object], Any], str]]
+    ) -> _T:
+        """A dataclass with what a table sets of it."""
+        if not isinstance(table, dict):
+            self.problems.append(f"{self._where(name)}: must be a table; write [{name}] and its keys below")
+            return into
+        for key, value in table.items():
+            at = self._where(f"{name}.{key}") if key else name
+            if key not in keys:
+                self.problems.append(f"{at}: there is no such key; {_did_you_mean(key, list(keys))}")
+                continue
+            parse, attribute = keys[key]
+            parsed = self._note(at, partial(parse, value))
+            if parsed is not None:
+                into = replace(into, **{attribute: parsed})  # type: ignore[type-var]  # all are dataclasses
+        return into
+
+    def _tenant_tables(self, tables: object) -> None:
+        if not isinstance(tables, dict):
+            self.problems.append(f"{self._where('tenants')}: must hold tables, like [tenants.default]")
+            return
+        every = self.gateway.tenant_quota
+        if _EVERY_TENANT in tables:
+            every = self._table(every, f"tenants.{_EVERY_TENANT}", tables[_EVERY_TENANT], _QUOTA)
+        quotas = {}
+        for name, table in tables.items():
+            if name != _EVERY_TENANT and self._note(
+                self._where(f"tenants.{name}"), partial(admission.tenant, name)
+            ):
+                quotas[name] = self._table(every, f"tenants.{name}", table, _QUOTA)
+        self.gateway = replace(self.gateway, tenant_quota=every, tenants=quotas)
 
     def _region_tables(self, tables: object) -> None:
         if not isinstance(tables, dict):
@@ -486,7 +559,7 @@ _ALWAYS = {
     "shared": "the agent's memory is always synced continuously",
     LOOSE: "what lies loose in a home is scratch and never synced",
 }
-_TABLES = ("regions", "creators", "webhooks", "inbox")
+_TABLES = ("regions", "creators", "webhooks", "inbox", "gateway", "tenants", "keys")
 _DEFAULT_NAMES = tuple(region.name for region in DEFAULT_REGIONS)
 
 

@@ -2,7 +2,9 @@
 
     AgentfuseError            EIO      500   70  something we did not foresee
     ├─ UsageError             EINVAL   400    2  the command line or a request is wrong
-    │  └─ ConfigError         EINVAL   400   78  the configuration is wrong (all mistakes together)
+    │  ├─ ConfigError         EINVAL   400   78  the configuration is wrong (all mistakes together)
+    │  ├─ WrongTypeError      ENOTDIR  400    2  a directory where a file is needed, or the other way round
+    │  └─ NotEmptyError       ENOTEMPTY 400   2  a directory that holds something
     ├─ EnvironmentProblem     EIO      500   69  the machine lacks something we need
     │  └─ MountError          EBUSY    409   73  the mountpoint cannot be used
     ├─ BusyError              EBUSY    409   75  somebody else holds it
@@ -71,6 +73,18 @@ class ConfigError(UsageError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("configuration: " + "; ".join(problems))
         self.problems = problems
+
+
+class WrongTypeError(UsageError):
+    """A directory is where a file is needed, or the other way round."""
+
+    errno = errno.ENOTDIR
+
+
+class NotEmptyError(UsageError):
+    """A directory holds something, and only an empty one can be removed so."""
+
+    errno = errno.ENOTEMPTY
 
 
 class EnvironmentProblem(AgentfuseError):  # noqa: N818  # EnvironmentError is a builtin

@@ -15,7 +15,7 @@ import logging.handlers
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
@@ -33,21 +33,21 @@ _OURS = logging.getLogger("agentfuse")
 
 @dataclass(frozen=True, slots=True)
 class Whose:
-    """The mount that the lines of this process are of."""
+    """The mount that the lines of this process are of; a process of no mount has none."""
 
     agent: str
     execution: str
     mount: str
 
 
-def log_to_stream(stream: TextIO, form: LogFormat, whose: Whose, environ: Mapping[str, str]) -> None:
+def log_to_stream(stream: TextIO, form: LogFormat, whose: Whose | None, environ: Mapping[str, str]) -> None:
     """Log to a stream, stderr, from now on."""
     if form == "auto":
         form = "text" if stream.isatty() else "journald" if is_journal(stream, environ) else "json"
     _use(logging.StreamHandler(stream), form, whose, environ)
 
 
-def log_to_file(path: Path, form: LogFormat, whose: Whose, environ: Mapping[str, str]) -> None:
+def log_to_file(path: Path, form: LogFormat, whose: Whose | None, environ: Mapping[str, str]) -> None:
     """Log to a file from now on; it is rotated, so that nobody can fill the disk with it."""
     _use(_LogFile(path), "json" if form == "auto" else form, whose, environ)
 
@@ -81,37 +81,37 @@ def one_line(text: str) -> str:
 class TextFormatter(logging.Formatter):
     """``12:30:01 WARNING [agent/execution] sync.background: message``; a traceback follows below."""
 
-    def __init__(self, whose: Whose) -> None:
+    def __init__(self, whose: Whose | None) -> None:
         super().__init__()
-        self._whose = f"[{whose.agent}/{whose.execution}]"
+        self._whose = _brackets(whose)
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the traceback's."""
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        head = f"{clock} {record.levelname} {self._whose} {_said(record)}"
+        head = f"{clock} {record.levelname} {self._whose}{_said(record)}"
         return "\n".join([head, *_traceback(self, record)])
 
 
 class JournalFormatter(logging.Formatter):
     """``<4>[agent/execution] sync.background: message``; each line of a traceback with its priority, too."""
 
-    def __init__(self, whose: Whose) -> None:
+    def __init__(self, whose: Whose | None) -> None:
         super().__init__()
-        self._whose = f"[{whose.agent}/{whose.execution}]"
+        self._whose = _brackets(whose)
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the traceback's; journald has the time."""
         priority = next((number for least, number in _PRIORITIES if record.levelno >= least), 7)
-        lines = [f"{self._whose} {_said(record)}", *_traceback(self, record)]
+        lines = [f"{self._whose}{_said(record)}", *_traceback(self, record)]
         return "\n".join(f"<{priority}>{line}" for line in lines)
 
 
 class JsonFormatter(logging.Formatter):
     """One object: ``time, level, logger, message, agent, execution, mount``, and a ``traceback`` if any."""
 
-    def __init__(self, whose: Whose) -> None:
+    def __init__(self, whose: Whose | None) -> None:
         super().__init__()
-        self._whose = {"agent": whose.agent, "execution": whose.execution, "mount": whose.mount}
+        self._whose = {} if whose is None else asdict(whose)
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, in ASCII: names that are not UTF-8 are escaped lone surrogates."""
@@ -126,6 +126,10 @@ class JsonFormatter(logging.Formatter):
         if traceback := _traceback(self, record):
             line["traceback"] = "\n".join(traceback)
         return json.dumps(line)
+
+
+def _brackets(whose: Whose | None) -> str:
+    return "" if whose is None else f"[{whose.agent}/{whose.execution}] "
 
 
 def _said(record: logging.LogRecord) -> str:
@@ -143,7 +147,7 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[
 _FORMATTERS = {"text": TextFormatter, "journald": JournalFormatter, "json": JsonFormatter}
 
 
-def _use(handler: logging.Handler, form: LogFormat, whose: Whose, environ: Mapping[str, str]) -> None:
+def _use(handler: logging.Handler, form: LogFormat, whose: Whose | None, environ: Mapping[str, str]) -> None:
     handler.addFilter(_is_wanted)
     handler.setFormatter(_FORMATTERS[form](whose))
     logging.basicConfig(handlers=[handler], force=True, level=logging.WARNING)

@@ -39,17 +39,23 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def local_address(value: object) -> Address:
-    """An address of this host only, and a port; port 0 is any that is free."""
+def address(value: object) -> Address:
+    """An address to listen at, and a port; port 0 is any that is free."""
     match = re.fullmatch(r"\[?([^\[\]]+?)\]?:(\d{1,5})", value) if isinstance(value, str) else None
     if match is None or int(match[2]) > 65535:
         raise ValueError(f'{shown(value)} is not an address; write it like "127.0.0.1:9464"')
-    if not is_loopback(match[1]):
+    return Address(match[1], int(match[2]))
+
+
+def local_address(value: object) -> Address:
+    """As :func:`address`, of this host only."""
+    found = address(value)
+    if not is_loopback(found.host):
         raise ValueError(
             f"{shown(value)} could be reached from elsewhere, and anybody may ask there; "
             'write "127.0.0.1:9464" and have a proxy in front of it'
         )
-    return Address(match[1], int(match[2]))
+    return found
 
 
 def is_loopback(host: str) -> bool:

@@ -62,6 +62,8 @@ _VERBS = {
     "unpin": "rewrite",
     "fsck": "upkeep",
     "gc": "upkeep",
+    "serve": "serve",
+    "key": "key",
 }
 
 

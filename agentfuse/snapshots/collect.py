@@ -53,7 +53,7 @@ from agentfuse.snapshots.document import Snapshot, decode
 from agentfuse.snapshots.history import History, kept_regions
 from agentfuse.snapshots.layout import (
     agent_prefix,
-    check_id,
+    check_owner,
     check_region,
     collection_key,
     collection_number,
@@ -106,7 +106,7 @@ class Collector:
 
     def __init__(self, store: ObjectStore, agent: str, region: str) -> None:
         self._store = store
-        self._agent = check_id("agent", agent)
+        self._agent = check_owner(agent)
         self._region = check_region(region)
         self._pins = Pins(store, agent, region)
 

@@ -15,7 +15,7 @@ from agentfuse.killpoints import passing
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.snapshots.document import Snapshot, decode, encode
 from agentfuse.snapshots.layout import (
-    check_id,
+    check_owner,
     check_region,
     executions_prefix,
     snapshot_key,
@@ -33,7 +33,7 @@ class History:
 
     def __init__(self, store: ObjectStore, agent: str, region: str) -> None:
         self._store = store
-        self._agent = check_id("agent", agent)
+        self._agent = check_owner(agent)
         self._region = check_region(region)
         self._known = 0
         self._own: Snapshot | None = None  # without its entries

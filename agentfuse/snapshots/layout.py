@@ -1,4 +1,8 @@
-"""Where an agent's objects and snapshots lie in an object store: the names, and nothing behind them."""
+"""Where an owner's objects and snapshots lie in an object store: the names, and nothing behind them.
+
+An *owner* is an agent, written as its id, or a tenant, written ``tenants/<tenant>``: an id has no slash.
+What says ``agent`` here and in what builds on it takes any owner.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ DIGITS = 20
 SUFFIX = ".json.gz"
 _SMALL = re.compile(rf"(\d{{{DIGITS}}})\.json")
 _NUMBERED = re.compile(rf"(\d{{{DIGITS}}})(.*)", re.DOTALL)
-_OBJECT = re.compile(r"agents/[^/]+/objects/[0-9a-f]{2}/[0-9a-f]{64}")
+_TENANTS = "tenants"
+_OBJECT = re.compile(r"(?:agents|tenants)/[^/]+/objects/[0-9a-f]{2}/[0-9a-f]{64}")
 _KEPT = re.compile(r"agents/[^/]+/(executions/[^/]+/[^/]+)/snapshots/[^/]+", re.DOTALL)
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/]")
 
@@ -33,9 +38,22 @@ def check_id(kind: str, value: str) -> str:
     return value
 
 
+def tenant_owner(tenant: str) -> str:
+    """The owner that a tenant is. Raises ``UsageError`` for an id that cannot be part of a key."""
+    return f"{_TENANTS}/{check_id('tenant', tenant)}"
+
+
+def check_owner(owner: str) -> str:
+    """Return an owner, or raise ``UsageError`` for one whose id cannot be part of a key."""
+    kind, slash, name = owner.partition("/")
+    if slash and kind == _TENANTS:
+        return tenant_owner(name)
+    return check_id("agent", owner)
+
+
 def object_key(agent: str, sha256: str) -> str:
     """Key of an object; ``sha256`` is the lower-case hexadecimal hash of the object's bytes."""
-    return f"agents/{agent}/objects/{sha256[:2]}/{sha256}"
+    return f"{objects_prefix(agent)}{sha256[:2]}/{sha256}"
 
 
 def is_object_key(key: str) -> bool:
@@ -45,12 +63,12 @@ def is_object_key(key: str) -> bool:
 
 def agent_prefix(agent: str) -> str:
     """What every key of an agent starts with."""
-    return f"agents/{agent}/"
+    return f"{agent}/" if agent.startswith(f"{_TENANTS}/") else f"agents/{agent}/"
 
 
 def objects_prefix(agent: str) -> str:
     """What the keys of an agent's objects start with."""
-    return f"agents/{agent}/objects/"
+    return f"{agent_prefix(agent)}objects/"
 
 
 def execution_region(execution: str, region: str) -> str:
@@ -60,7 +78,7 @@ def execution_region(execution: str, region: str) -> str:
 
 def executions_prefix(agent: str) -> str:
     """What the keys of all regions that executions of an agent kept start with."""
-    return f"agents/{agent}/executions/"
+    return f"{agent_prefix(agent)}executions/"
 
 
 def snapshots_region(key: str) -> str | None:
@@ -78,7 +96,7 @@ def check_region(region: str) -> str:
 
 def snapshots_prefix(agent: str, region: str) -> str:
     """What the keys of a region's snapshots start with; ``region`` as :func:`check_region` takes it."""
-    return f"agents/{agent}/{region}/snapshots/"
+    return f"{agent_prefix(agent)}{region}/snapshots/"
 
 
 def snapshot_key(agent: str, region: str, number: int) -> str:
@@ -105,7 +123,7 @@ def snapshot_number(key: str) -> int | None:
 
 def pins_prefix(agent: str, region: str) -> str:
     """What the keys of a region's pins start with."""
-    return f"agents/{agent}/{region}/pins/"
+    return f"{agent_prefix(agent)}{region}/pins/"
 
 
 def pin_key(agent: str, region: str, number: int) -> str:
@@ -121,7 +139,7 @@ def pin_number(key: str) -> int | None:
 
 def collections_prefix(agent: str, region: str) -> str:
     """What the keys of the records of a region's collections start with."""
-    return f"agents/{agent}/{region}/collections/"
+    return f"{agent_prefix(agent)}{region}/collections/"
 
 
 def collection_key(agent: str, region: str, number: int) -> str:

@@ -9,7 +9,7 @@ import msgspec
 
 from agentfuse.errors import ObjectNotFoundError
 from agentfuse.objectstore.base import ObjectStore
-from agentfuse.snapshots.layout import check_id, check_region, pin_key, pin_number, pins_prefix
+from agentfuse.snapshots.layout import check_owner, check_region, pin_key, pin_number, pins_prefix
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +24,7 @@ class Pins:
 
     def __init__(self, store: ObjectStore, agent: str, region: str) -> None:
         self._store = store
-        self._agent = check_id("agent", agent)
+        self._agent = check_owner(agent)
         self._region = check_region(region)
 
     def numbers(self) -> Iterator[int]:

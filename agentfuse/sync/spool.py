@@ -33,7 +33,7 @@ class Spool:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._fd = _nameless_file(directory)
+        self._fd = nameless_file(directory)
         self._end = 0
 
     def __enter__(self) -> Spool:
@@ -123,7 +123,8 @@ def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
             yield start, end
 
 
-def _nameless_file(directory: Path) -> int:
+def nameless_file(directory: Path) -> int:
+    """A descriptor of a new file that no directory has: it is gone when it is closed, or with its process."""
     try:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -1,0 +1,149 @@
+"""Who may use the gateway, and how much: keys, and the tenants' quotas. Only what was written: a key is
+known by its SHA-256, so that the configuration gives none away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from agentfuse.regions import MiB
+from agentfuse.values import Address, shown
+
+FAMILIES = ("asteroid", "tenant-files", "shinzo")
+"""The APIs that a key may be for; with ``:read`` for what changes nothing."""
+
+SCOPES = tuple(f"{family}{what}" for family in FAMILIES for what in ("", ":read"))
+
+DEFAULT_LISTEN = Address("127.0.0.1", 8080)
+
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MIN_KEY = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key. ``organization`` is a UUID in lower case; ``scopes`` are some of ``SCOPES``."""
+
+    sha256: str
+    organization: str
+    tenant: str
+    scopes: tuple[str, ...] = FAMILIES
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a tree may hold; ``files`` counts directories, too."""
+
+    bytes: int
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What the gateway needs to know besides the store and the state directory.
+
+    ``tenant_quota`` is that of a tenant that ``tenants`` does not name. ``blob_secret_file`` holds what
+    links are signed with, the same on all gateways; None: each host makes its own.
+    ``grace_s``: how long requests may go on after SIGTERM. ``max_request_bytes``: the longest body.
+    """
+
+    listen: Address = DEFAULT_LISTEN
+    keys: tuple[ApiKey, ...] = ()
+    tenant_quota: Quota = Quota(5120 * MiB, 100_000)
+    tenants: Mapping[str, Quota] = field(default_factory=dict)
+    blob_secret_file: Path | None = None
+    grace_s: float = 30.0
+    max_request_bytes: int = 1024 * MiB
+
+    def quota_of(self, tenant: str) -> Quota:
+        """What a tenant's store may hold."""
+        return self.tenants.get(tenant, self.tenant_quota)
+
+
+def sha256_of(key: str) -> str:
+    """What the configuration says of a key."""
+    return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+
+
+def _sha256(value: object) -> str:
+    if isinstance(value, str) and _SHA256.fullmatch(value):
+        return value.lower()
+    raise ValueError(
+        "this is not a SHA-256 in hexadecimal; agentfuse key new prints one, never write the key itself"
+    )
+
+
+def _organization(value: object) -> str:
+    try:
+        return str(UUID(value if isinstance(value, str) else ""))
+    except ValueError:
+        raise ValueError(f"{shown(value)} is not a UUID; agentfuse key new makes one") from None
+
+
+def tenant(value: object) -> str:
+    """The id of a tenant."""
+    if isinstance(value, str) and _TENANT.fullmatch(value):
+        return value
+    raise ValueError(
+        f"{shown(value)} cannot be a tenant; use 1 to 128 letters, digits, dots, underscores or dashes, "
+        "the first a letter or digit"
+    )
+
+
+def _scopes(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f'{shown(value)} is not a list of scopes; write it like ["tenant-files"]')
+    for scope in value:
+        if scope not in SCOPES:
+            raise ValueError(f"there is no scope {shown(scope)}; there are {', '.join(SCOPES)}")
+    return tuple(dict.fromkeys(value))
+
+
+def _name(value: object) -> str:
+    if isinstance(value, str) and value.isprintable() and len(value) <= 128:
+        return value
+    raise ValueError(f"{shown(value)} is no name; write up to 128 printable characters")
+
+
+KEY_KEYS: dict[str, Callable[[object], Any]] = {
+    "sha256": _sha256,
+    "organization": _organization,
+    "tenant": tenant,
+    "scopes": _scopes,
+    "name": _name,
+}
+
+
+def api_key(values: Mapping[str, Any], _: object, others: Sequence[ApiKey]) -> ApiKey:
+    """One entry of ``[[keys]]``; ``others`` are those before it. Raises ``ValueError``."""
+    for name in ("sha256", "organization"):
+        if name not in values:
+            raise ValueError(f"{name} is missing; agentfuse key new prints a whole entry")
+    if any(other.sha256 == values["sha256"] for other in others):
+        raise ValueError("this key is there twice; remove one of the entries")
+    return ApiKey(
+        values["sha256"],
+        values["organization"],
+        values.get("tenant", values["organization"]),
+        values.get("scopes", FAMILIES),
+        values.get("name", ""),
+    )
+
+
+def dev_key(text: str) -> ApiKey:
+    """The key of ``KEY:ORGANIZATION``, good for everything. Raises ``ValueError``."""
+    key, colon, organization = text.rpartition(":")
+    if not colon or len(key) < _MIN_KEY:
+        raise ValueError(
+            f"this is not a key of {_MIN_KEY} characters or more, a colon and an organization's UUID"
+        )
+    owner = _organization(organization)
+    return ApiKey(sha256_of(key), owner, owner, FAMILIES, "AGENTFUSE_DEV_KEY")

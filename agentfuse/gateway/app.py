@@ -1,0 +1,90 @@
+"""The application: all routes, put together from values. Knows no configuration and no server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from fastapi import FastAPI, Response
+from starlette.exceptions import HTTPException
+
+from agentfuse import __version__
+from agentfuse.admission import Gateway
+from agentfuse.gateway import blobs, health, temp_files, tenant_files
+from agentfuse.gateway.auth import ASTEROID_HEADERS, TENANT_HEADERS, Keyring, key_dependency
+from agentfuse.gateway.edge import Edge, http_problem
+from agentfuse.gateway.limits import Limits
+from agentfuse.gateway.staging import Staging
+from agentfuse.gateway.storedtree import StoredTree
+from agentfuse.gateway.trees import Trees
+from agentfuse.objectstore.base import ObjectStore
+from agentfuse.snapshots.layout import tenant_owner
+
+_DESCRIPTION = """Agents' homes over HTTP: staging, the tenant file store, and links to contents.
+
+Asteroid routes take a key in `X-Api-Key` or `X-Asteroid-Agents-Api-Key`, the others as
+`Authorization: Bearer`.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the application is made of. ``spool`` is a directory for bodies of requests on their way."""
+
+    settings: Gateway
+    store: ObjectStore
+    trees: Trees
+    links: blobs.Links
+    limits: Limits
+    spool: Path
+
+
+def build(parts: Parts) -> FastAPI:
+    """The application of a gateway. It is served within the nursery that its trees commit in."""
+    app = FastAPI(
+        title="agentfuse gateway",
+        version=__version__,
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_middleware(Edge)
+    app.add_exception_handler(HTTPException, http_problem)
+    settings, keyring = parts.settings, Keyring(parts.settings.keys)
+
+    def tree_of(tenant: str) -> StoredTree:
+        return parts.trees.get(tenant_owner(tenant), tenant_files.REGION, settings.quota_of(tenant))
+
+    app.include_router(
+        temp_files.router(
+            key_dependency(keyring, "asteroid", ASTEROID_HEADERS),
+            Staging(parts.store),
+            spool=parts.spool,
+            limits=parts.limits,
+            max_request_bytes=settings.max_request_bytes,
+        )
+    )
+    app.include_router(
+        tenant_files.router(
+            key_dependency(keyring, "tenant-files", TENANT_HEADERS),
+            tree_of,
+            spool=parts.spool,
+            limits=parts.limits,
+            max_request_bytes=settings.max_request_bytes,
+        )
+    )
+    app.include_router(blobs.router(parts.links, parts.store, parts.limits.downloads))
+    app.include_router(health.router(health.Readiness(parts.store)))
+    _add_docs(app)
+    return app
+
+
+def _add_docs(app: FastAPI) -> None:
+    page = resources.files("agentfuse.gateway").joinpath("docs.html").read_bytes()
+    policy = "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})

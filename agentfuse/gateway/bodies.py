@@ -1,0 +1,102 @@
+"""Bodies of requests, bounded in size and time; and answers in JSON, in which names that are not UTF-8 are
+escaped lone surrogates, as everywhere in agentfuse.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import parse_qs
+
+import trio
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from agentfuse.errors import UsageError
+
+IDLE_S = 30.0
+"""A body that brings nothing for so long is given up."""
+
+MAX_JSON_BYTES = 64 * 1024
+
+
+class TooLargeError(UsageError):
+    """A body, or a file in it, is longer than it may be."""
+
+    http_status = 413
+
+
+class TooSlowError(UsageError):
+    """A body did not come."""
+
+    http_status = 408
+
+
+async def pieces(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises ``TooLargeError``, ``TooSlowError``, ``ClientDisconnect``."""
+    too_large = TooLargeError(f"the body is longer than {max_bytes:,} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_large
+    left = max_bytes
+    while True:
+        with trio.move_on_after(IDLE_S) as waiting:
+            message = await request.receive()
+        if waiting.cancelled_caught:
+            raise TooSlowError(f"nothing of the body came for {IDLE_S:g} s")
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        piece: bytes = message.get("body", b"")
+        left -= len(piece)
+        if left < 0:
+            raise too_large
+        yield piece
+        if not message.get("more_body", False):
+            return
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """A body that is one JSON object. Raises ``UsageError`` for anything else."""
+    body = bytearray()
+    async for piece in pieces(request, MAX_JSON_BYTES):
+        body += piece
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        raise UsageError("the body is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise UsageError("the body must be a JSON object")
+    return value
+
+
+def text_of(body: dict[str, Any], key: str) -> str:
+    """A text of a JSON object. Raises ``UsageError`` where there is none, or an empty one."""
+    value = body.get(key)
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{key} is missing" if value in (None, "") else f"{key} must be a string")
+    return value
+
+
+def query_of(request: Request, key: str) -> str:
+    """A parameter of the query, empty where there is none; bytes that are not UTF-8 are lone surrogates."""
+    try:
+        found = parse_qs(
+            request.scope["query_string"].decode("latin-1"),
+            keep_blank_values=True,
+            errors="surrogateescape",
+            max_num_fields=100,
+        )
+    except ValueError:
+        raise UsageError("the query has too many parameters") from None
+    return str(found.get(key, [""])[-1])
+
+
+class JsonAnswer(Response):
+    """A value as JSON in ASCII."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The value's text."""
+        return json.dumps(content, separators=(",", ":")).encode()

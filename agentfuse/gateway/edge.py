@@ -1,0 +1,221 @@
+"""The edge of the gateway: where errors become answers, once, in the words of the API that was asked.
+
+Each family of APIs has its own body for errors. What is not ours to foresee is logged with its traceback and
+answered 500; whoever is below raises, and logs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agentfuse.errors import (
+    AgentfuseError,
+    BusyError,
+    ExistsError,
+    NotFoundError,
+    QuotaExceededError,
+    StoreError,
+    UsageError,
+)
+from agentfuse.gateway.bodies import JsonAnswer
+
+_LOG = logging.getLogger(__name__)
+
+_DRAIN_BYTES = 8 * 1024 * 1024
+_DRAIN_S = 5.0
+_MAX_REQUESTS = 512
+
+_SHINZO_CODES = {401: "UNAUTHORIZED", 403: "FORBIDDEN", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}
+
+
+class DeniedError(UsageError):
+    """Who asks is not known, 401, or may not do this, 403."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class StatedError(AgentfuseError):
+    """An answer whose status the API's contract states, whatever the error is elsewhere."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error on its way out."""
+
+    status: int
+    message: str
+    kind: type[Exception]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family of APIs: the paths that are its own, and how it says that something went wrong."""
+
+    paths: re.Pattern[str]
+    render: Callable[[Problem], Response]
+
+
+def _asteroid(problem: Problem) -> Response:
+    return JsonAnswer({"code": problem.status, "message": problem.message}, problem.status)
+
+
+_STAGING_TEXTS = {
+    400: "Invalid file upload request.",
+    403: "User is not a member of the organization.",
+    500: "Internal server error.",
+}
+
+
+def _staging(problem: Problem) -> Response:
+    if problem.status == 401:
+        return _asteroid(problem)
+    return PlainTextResponse(_STAGING_TEXTS.get(problem.status, problem.message), problem.status)
+
+
+def _files(problem: Problem) -> Response:
+    return _asteroid(problem) if problem.status == 401 else _text(problem)
+
+
+def _text(problem: Problem) -> Response:
+    return PlainTextResponse(problem.message, problem.status)
+
+
+def _tenant_files(problem: Problem) -> Response:
+    return JsonAnswer({"error": problem.message}, problem.status)
+
+
+def _shinzo(problem: Problem) -> Response:
+    kinds = {QuotaExceededError: "QUOTA_EXCEEDED", ExistsError: "ALREADY_EXISTS", BusyError: "CONFLICT"}
+    kinds |= {NotFoundError: "NOT_FOUND", StoreError: "STORE_UNAVAILABLE"}
+    code = next((code for kind, code in kinds.items() if issubclass(problem.kind, kind)), "")
+    code = code or _SHINZO_CODES.get(problem.status, "INTERNAL" if problem.status >= 500 else "BAD_REQUEST")
+    return JsonAnswer({"error": problem.message, "code": code}, problem.status)
+
+
+FAMILIES = (
+    Family(re.compile(r"/agents/v2/temp-files(/.*)?"), _staging),
+    Family(re.compile(r"/agents/v2/executions/[^/]*/[a-z]*-?files(/.*)?"), _files),
+    Family(re.compile(r"/(agents|users)/v2(/.*)?"), _asteroid),
+    Family(re.compile(r"/api/v1/files(/.*)?"), _tenant_files),
+    Family(re.compile(r"/v1/agent(/.*)?"), _shinzo),
+)
+_OTHERS = Family(re.compile(r".*", re.S), _text)
+
+
+class Edge:
+    """The outermost part of the application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._requests >= _MAX_REQUESTS:
+            busy = Problem(503, "the gateway has too many requests at a time", BusyError)
+            await self._answer(scope, receive, send, busy)
+            return
+        self._requests += 1
+        try:
+            await self._serve(scope, receive, send)
+        finally:
+            self._requests -= 1
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = has_read_all = False
+
+        async def noting_receive() -> Message:
+            nonlocal has_read_all
+            message = await receive()
+            has_read_all = not message.get("more_body", False)
+            return message
+
+        async def noting_send(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, noting_receive, noting_send)
+        except ClientDisconnect:
+            return
+        except Exception as error:  # noqa: BLE001  # the outermost edge
+            problem = problem_of(error)
+            if problem is None:
+                _LOG.exception("%s %s: unexpected error", scope["method"], scope["path"])
+                problem = Problem(500, "Internal server error.", type(error))
+            if has_begun:
+                # All that is left is to end without the rest, which cuts the connection: nobody takes it
+                # for whole.
+                _LOG.warning("%s %s: cut off: %s", scope["method"], scope["path"], problem.message)
+                return
+            if not has_read_all:
+                await _drain(receive)
+            await self._answer(scope, receive, send, problem)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, problem: Problem) -> None:
+        path = scope["path"]
+        family = next((each for each in FAMILIES if each.paths.fullmatch(path)), _OTHERS)
+        response = family.render(problem)
+        if problem.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        elif problem.status == 503:
+            response.headers["Retry-After"] = "1"
+        await response(scope, receive, send)
+
+
+def problem_of(error: Exception) -> Problem | None:
+    """What to say of an error; None if it is not one that we know."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, DeniedError | StatedError):
+        return Problem(error.status, error.message, type(error))
+    if isinstance(error, AgentfuseError):
+        # What is wrong within is for the log of the host, which has it, and its hint for operators.
+        status = error.http_status
+        message = str(error) if isinstance(error, UsageError) else error.message
+        if isinstance(error, StoreError):
+            _LOG.warning("%s", error)
+            status, message = 502, "the object store failed or cannot be reached"
+        elif status == 500:
+            return None
+        return Problem(status, message, type(error))
+    return None
+
+
+async def http_problem(request: Request, error: Exception) -> Response:
+    """What Starlette itself answers: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    family = next((each for each in FAMILIES if each.paths.fullmatch(path)), _OTHERS)
+    response = family.render(Problem(error.status_code, error.detail, HTTPException))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _drain(receive: Receive) -> None:
+    """Take what is left of a body, within reason: who still sends does not see an answer."""
+    left = _DRAIN_BYTES
+    with trio.move_on_after(_DRAIN_S):
+        while left > 0:
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return

@@ -1,0 +1,170 @@
+"""The gateway as a process: its parts, the HTTP server around them, readiness, signals and the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import hypercorn.config
+import hypercorn.trio
+import trio
+
+from agentfuse.config import Config
+from agentfuse.errors import AgentfuseError, EnvironmentProblem, StoreError
+from agentfuse.gateway import blobs
+from agentfuse.gateway.app import Parts, build
+from agentfuse.gateway.limits import Limits
+from agentfuse.gateway.staging import Staging
+from agentfuse.gateway.trees import Trees
+from agentfuse.objectstore import ObjectStore, probe
+from agentfuse.sync.stores import Stores
+from agentfuse.values import Address
+
+OnReady = Callable[[Address], None]
+
+_LOG = logging.getLogger(__name__)
+
+_IDLE_CONNECTION_S = 30
+_UNREAD_MS = 60_000
+_CUT_OFF_AFTER_S = 5.0
+_SWEEP_S = 300.0
+
+
+def serve(config: Config, *, on_ready: OnReady) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what is under way, within the grace that is configured.
+
+    ``on_ready`` gets the address when requests are answered. Raises ``AgentfuseError`` when it cannot
+    begin: the store fails the probe, the address is taken.
+    """
+    stores = Stores(config.state, cache_bytes=config.cache_bytes)
+    spool = _directory(config.state / "gateway" / "spool")
+    secret = blobs.secret_of(config.gateway.blob_secret_file, config.state)
+    store = stores.open(config.store)
+    probe(store)
+    stores.remember(config.store)
+    if not config.gateway.keys:
+        _LOG.warning("there are no keys, so nobody can use it: add one with agentfuse key new")
+    with _listen(config.gateway.listen) as listening:
+        links = blobs.Links(secret)
+        trio.run(
+            partial(_run, config, store, spool=spool, links=links, listening=listening, on_ready=on_ready)
+        )
+
+
+async def _run(
+    config: Config,
+    store: ObjectStore,
+    *,
+    spool: Path,
+    links: blobs.Links,
+    listening: socket.socket,
+    on_ready: OnReady,
+) -> None:
+    limits = Limits()
+    async with trio.open_nursery() as nursery:
+        committer = f"gateway-{secrets.token_hex(8)}"
+        parts = Parts(
+            settings=config.gateway,
+            store=store,
+            trees=Trees(store, committer=committer, nursery=nursery, limits=limits),
+            links=links,
+            limits=limits,
+            spool=spool,
+        )
+        nursery.start_soon(_sweep, Staging(store), limits)
+        host, port = listening.getsockname()[:2]
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+
+            async def until_told() -> None:
+                await anext(signals)
+                nursery.start_soon(_cut_off, config.gateway.grace_s)
+
+            await nursery.start(_serve_http, parts, listening, until_told, nursery.cancel_scope)
+            on_ready(Address(host, port))
+            await trio.sleep_forever()
+
+
+async def _serve_http(
+    parts: Parts,
+    listening: socket.socket,
+    until_told: Callable[[], object],
+    everything: trio.CancelScope,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    server = hypercorn.config.Config()
+    server.bind = [f"fd://{listening.fileno()}"]
+    server.graceful_timeout = parts.settings.grace_s
+    server.keep_alive_timeout = _IDLE_CONNECTION_S
+    server.include_server_header = False
+    server.accesslog = None
+    server.errorlog = logging.getLogger("agentfuse.gateway.http")
+    server.errorlog.setLevel(logging.WARNING)
+    await hypercorn.trio.serve(
+        build(parts),  # type: ignore[arg-type]
+        server,
+        shutdown_trigger=until_told,  # type: ignore[arg-type]
+        task_status=task_status,
+        mode="asgi",
+    )
+    everything.cancel()
+
+
+async def _cut_off(grace_s: float) -> None:
+    """End the process although somebody does not read his answer, for whom the server would wait."""
+    await trio.sleep(grace_s + _CUT_OFF_AFTER_S)
+    _LOG.warning("ended %g s after it was told to, with requests under way", grace_s + _CUT_OFF_AFTER_S)
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(AgentfuseError.exit_code)
+
+
+async def _sweep(staging: Staging, limits: Limits) -> None:
+    """Remove what has expired, now and then; gateways that began together do it apart."""
+    while True:
+        await trio.sleep(_SWEEP_S * random.uniform(0.5, 1.0))
+        try:
+            swept = await trio.to_thread.run_sync(staging.sweep, limiter=limits.uploads)
+        except StoreError as error:
+            _LOG.warning("staged files were not swept: %s", error)
+        else:
+            if swept:
+                _LOG.info("removed %d staged files that had expired", swept)
+
+
+def _listen(address: Address) -> socket.socket:
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Inherited by connections: who takes nothing of an answer for so long is gone.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
+        listening.bind(where)
+        listening.listen(512)
+        listening.setblocking(False)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"cannot listen at {address}: {error.strerror}",
+            hint="choose another address with --listen HOST:PORT; port 0 is any that is free",
+        ) from error
+    return listening
+
+
+def _directory(path: Path) -> Path:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{path}: {error.strerror}",
+            hint="the state directory must be writable; choose another with --state",
+        ) from error
+    return path

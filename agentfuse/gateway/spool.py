@@ -1,0 +1,106 @@
+"""Bodies of requests on this host's disk while they are needed: one nameless file for each request."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agentfuse.errors import EnvironmentProblem
+from agentfuse.sync.spool import Copy, SpooledContent, nameless_file
+
+_RESERVE_BYTES = 256 * 1024 * 1024
+"""So much of the disk is left to others."""
+
+
+class Spooled:
+    """A content in a spool; a ``filetree.Body``, good until the spool is closed."""
+
+    def __init__(self, spool: Spool, offset: int) -> None:
+        self.size = 0
+        self._spool = spool
+        self._offset = offset
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of what has been written so far."""
+        return self._digest.hexdigest()
+
+    def write(self, piece: bytes) -> None:
+        """More of it; only of the content that was begun last."""
+        self._spool.write(piece)
+        self._digest.update(piece)
+        self.size += len(piece)
+
+    def forget(self) -> None:
+        """Give the room back; only of the content that was begun last."""
+        self._spool.truncate(self._offset)
+        self.size, self._digest = 0, hashlib.sha256()
+
+    def open(self) -> SpooledContent:
+        """From its beginning."""
+        return self._spool.open(Copy(self._offset, self.size))
+
+
+class Spool:
+    """Contents one after the other. Use it as a context manager; writing blocks, and belongs in a thread.
+
+    Raises ``EnvironmentProblem`` when the disk is full.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        with _disk(directory):
+            self._fd = nameless_file(directory)
+        self._directory = directory
+        self._end = 0
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def begin(self) -> Spooled:
+        """The next content."""
+        with _disk(self._directory):
+            disk = os.fstatvfs(self._fd)
+            if disk.f_bavail * disk.f_frsize < _RESERVE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return Spooled(self, self._end)
+
+    def write(self, piece: bytes) -> None:
+        """At the end."""
+        with _disk(self._directory):
+            left = memoryview(piece)
+            while left:
+                written = os.pwrite(self._fd, left, self._end)
+                self._end += written
+                left = left[written:]
+
+    def truncate(self, end: int) -> None:
+        """Forget what is beyond ``end``."""
+        with _disk(self._directory):
+            os.ftruncate(self._fd, end)
+        self._end = end
+
+    def open(self, copy: Copy) -> SpooledContent:
+        """A content to be read, in any thread."""
+        return SpooledContent(self._fd, copy)
+
+
+class _NoRoomError(EnvironmentProblem):
+    http_status = 503
+
+
+@contextmanager
+def _disk(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _NoRoomError(
+            f"{directory}: {os.strerror(error.errno or 0)}", hint="the gateway's host needs free disk space"
+        ) from error
