@@ -49,6 +49,7 @@ def build(parts: Parts) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.add_middleware(Edge)
     app.add_exception_handler(HTTPException, http_problem)

@@ -100,7 +100,7 @@ async def _serve_http(
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     server = hypercorn.config.Config()
-    server.bind = [f"fd://{listening.fileno()}"]
+    server.bind = [f"fd://{listening.detach()}"]  # it is closed with the server
     server.graceful_timeout = parts.settings.grace_s
     server.keep_alive_timeout = _IDLE_CONNECTION_S
     server.include_server_header = False

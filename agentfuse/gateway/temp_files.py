@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from uuid import UUID
 
 import trio
@@ -37,7 +37,6 @@ def router(
     routes = APIRouter(
         prefix="/agents/v2/temp-files", tags=["Staging"], dependencies=[Depends(DESCRIBED_ASTEROID)]
     )
-    Key = Annotated[ApiKey, Depends(key_of)]  # noqa: N806  # a type
     described: partial[dict[str, Any]] = partial(
         describe.route,
         describe.TempFiles,
@@ -68,12 +67,16 @@ def router(
         return JsonAnswer({"tempFiles": [{"id": each.id, "name": each.name} for each in staged]})
 
     @routes.post("/{organizationId}", **described())
-    async def temp_files_stage(request: Request, key: Key) -> Response:
+    async def temp_files_stage(
+        request: Request,
+        organizationId: str,  # noqa: N803  # the API's word
+        key: ApiKey = Depends(key_of),
+    ) -> Response:
         """Stage files of an organization for an execution. They expire after 60 minutes."""
-        return await stage(request, request.path_params["organizationId"], key)
+        return await stage(request, organizationId, key)
 
     @routes.post("", **described(query={"organizationId": "The organization; by default the key's"}))
-    async def temp_files_upload(request: Request, key: Key) -> Response:
+    async def temp_files_upload(request: Request, key: ApiKey = Depends(key_of)) -> Response:
         """Stage files of the key's organization for an execution. They expire after 60 minutes."""
         return await stage(request, query_of(request, "organizationId") or key.organization, key)
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -52,21 +52,20 @@ def router(
         prefix="/api/v1/files", tags=["Tenant files"], dependencies=[Depends(DESCRIBED_BEARER)]
     )
     api = TenantFiles(tree_of, spool, limits, max_request_bytes)
-    Key = Annotated[ApiKey, Depends(key_of)]  # noqa: N806  # a type
     described = partial(describe.route, errors=describe.TenantError)
 
     @routes.get("", **described(describe.TenantListing, codes=(400, 401), query={"path": "Directory"}))
-    async def list_files(request: Request, key: Key) -> Response:
+    async def list_files(request: Request, key: ApiKey = Depends(key_of)) -> Response:
         """List a directory; empty `path` for the root. A path that is no directory holds nothing."""
         return await api.list(request, key)
 
     @routes.get("/download", **described(_BINARY, codes=(400, 401, 404), query=_PATH, required=["path"]))
-    async def download_file(request: Request, key: Key) -> Response:
+    async def download_file(request: Request, key: ApiKey = Depends(key_of)) -> Response:
         """Download a file. `Range`, `If-None-Match` and `If-Range` are understood."""
         return await api.download(request, key)
 
     @routes.head("/download", include_in_schema=False)
-    async def head_file(request: Request, key: Key) -> Response:
+    async def head_file(request: Request, key: ApiKey = Depends(key_of)) -> Response:
         return await api.download(request, key)
 
     form = {"files": describe.FILES, "path": describe.TEXT}
@@ -75,12 +74,12 @@ def router(
         "/upload",
         **described(describe.TenantUploaded, codes=(400, 401, 413, 507), body=form, required=["files"]),
     )
-    async def upload_files(request: Request, key: Key) -> Response:
+    async def upload_files(request: Request, key: ApiKey = Depends(key_of)) -> Response:
         """Upload files, 50 MiB each at most, under the prefix `path`: all of them or none."""
         return await api.upload(request, key)
 
     @routes.delete("", **described(None, codes=(400, 401), query=_PATH, required=["path"]))
-    async def delete_file(request: Request, key: Key) -> Response:
+    async def delete_file(request: Request, key: ApiKey = Depends(key_of)) -> Response:
         """Delete a file, or an empty directory. One that is not there is no error."""
         return await api.delete(request, key)
 
@@ -92,7 +91,7 @@ def router(
             describe.Success, codes=_CHANGES, body=dict.fromkeys(names, describe.TEXT), required=names
         ),
     )
-    async def move_file(request: Request, key: Key) -> Response:
+    async def move_file(request: Request, key: ApiKey = Depends(key_of)) -> Response:
         """Move or rename a file or directory. Directories on the way are made; nothing is replaced."""
         return await api.move(request, key)
 
@@ -100,7 +99,7 @@ def router(
         "/mkdir",
         **described(describe.Success, codes=_CHANGES, body={"path": describe.TEXT}, required=["path"]),
     )
-    async def make_directory(request: Request, key: Key) -> Response:
+    async def make_directory(request: Request, key: ApiKey = Depends(key_of)) -> Response:
         """Make a directory and those that it is in. One that is there already is no error."""
         return await api.mkdir(request, key)
 

@@ -1,0 +1,31 @@
+"""A gateway for each module, on a local store; a client of a tenant that is empty before each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gateways
+import httpx
+import pytest
+from gateways import Gateway
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    base = tmp_path_factory.mktemp("gateway")
+    with gateways.gateway(base, f"file://{base}/store") as running:
+        yield running
+
+
+@pytest.fixture
+def client(gateway: Gateway) -> Iterator[httpx.Client]:
+    with gateway.client() as client:
+        _empty(client, "")
+        yield client
+
+
+def _empty(client: httpx.Client, path: str) -> None:
+    for node in gateways.listing(client, path):
+        if node["is_dir"]:
+            _empty(client, node["path"])
+        assert client.delete("/api/v1/files", params={"path": node["path"]}).status_code == 204
