@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,20 +35,21 @@ SMALL_BYTES = 100_000
 class Gateway:
     """One ``agentfuse serve``; ``url`` is where it answers."""
 
-    def __init__(self, base: Path, store: str, *, settings: str = "", **environ: str) -> None:
+    def __init__(
+        self, base: Path, store: str, *, settings: str = "", grace: str = "20s", **environ: str
+    ) -> None:
         self.state = base / "state"
         self.store = store
         secret = base / "blob.secret"
         base.mkdir(parents=True, exist_ok=True)
         secret.write_text(SECRET)
         config = base / "config.toml"
-        config.write_text(_configuration(secret, settings))
+        config.write_text(_configuration(secret, settings, grace))
         command = [sys.executable, "-m", "agentfuse", "serve", "--listen", "127.0.0.1:0"]
         command += ["--config", str(config), "--state", str(self.state), "--store", store]
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("AGENTFUSE_")}
         self.process = subprocess.Popen(
             ["setpriv", "--pdeathsig=KILL", *command],
-            env=kept | environ,
+            env=without_ours(os.environ) | environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -99,21 +100,26 @@ def gateway(base: Path, store: str, **options: Any) -> Iterator[Gateway]:
     try:
         yield running
         assert running.stop() == 0
-        assert not running.complaints()
+        assert not running.complaints(), "".join(running.log)
     finally:
         running.process.kill()
         running.process.wait(DEADLINE_S)
 
 
-def _configuration(secret: Path, settings: str) -> str:
+def without_ours(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment that configures nothing."""
+    return {name: value for name, value in environ.items() if not name.startswith("AGENTFUSE_")}
+
+
+def _configuration(secret: Path, settings: str, grace: str) -> str:
     keys = "".join(
         f'[[keys]]\nsha256 = "{sha256_of(key)}"\norganization = "{organization}"\n'
         f'tenant = "{tenant}"\nscopes = {scopes}\n\n'
         for key, (organization, tenant, scopes) in KEYS.items()
     )
     return (
-        f'{settings}\n[gateway]\nblob_secret_file = "{secret}"\ngrace = "20s"\nmax_request = "256MiB"\n\n'
-        f"[tenants.small]\nbytes = {SMALL_BYTES}\nfiles = 1000\n\n{keys}"
+        f'[gateway]\nblob_secret_file = "{secret}"\ngrace = "{grace}"\nmax_request = "256MiB"\n\n'
+        f"[tenants.small]\nbytes = {SMALL_BYTES}\nfiles = 1000\n\n{keys}{settings}"
     )
 
 

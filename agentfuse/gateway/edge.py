@@ -30,7 +30,7 @@ from agentfuse.gateway.bodies import JsonAnswer
 
 _LOG = logging.getLogger(__name__)
 
-_DRAIN_BYTES = 8 * 1024 * 1024
+_DRAIN_BYTES = 256 * 1024 * 1024
 _DRAIN_S = 5.0
 _MAX_REQUESTS = 512
 
@@ -166,9 +166,8 @@ class Edge:
                 # for whole.
                 _LOG.warning("%s %s: cut off: %s", scope["method"], scope["path"], problem.message)
                 return
-            if not has_read_all:
-                await _drain(receive)
-            await self._answer(scope, receive, send, problem)
+            answer_send = send if has_read_all else _lingering(receive, send)
+            await self._answer(scope, receive, answer_send, problem)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, problem: Problem) -> None:
         path = scope["path"]
@@ -210,8 +209,23 @@ async def http_problem(request: Request, error: Exception) -> Response:
     return response
 
 
+def _lingering(receive: Receive, send: Send) -> Send:
+    """Sends an answer to who may still be sending his body, and ends it when that was taken, within reason:
+    closed at once, the connection would be reset, and most clients would not see the answer."""
+
+    async def lingering_send(message: Message) -> None:
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if is_last:
+            await send({**message, "more_body": True})
+            await _drain(receive)
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await send(message)
+
+    return lingering_send
+
+
 async def _drain(receive: Receive) -> None:
-    """Take what is left of a body, within reason: who still sends does not see an answer."""
+    """Take what is left of a body."""
     left = _DRAIN_BYTES
     with trio.move_on_after(_DRAIN_S):
         while left > 0:

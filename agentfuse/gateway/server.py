@@ -44,6 +44,7 @@ def serve(config: Config, *, on_ready: OnReady) -> None:
     ``on_ready`` gets the address when requests are answered. Raises ``AgentfuseError`` when it cannot
     begin: the store fails the probe, the address is taken.
     """
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs what clients do wrong
     stores = Stores(config.state, cache_bytes=config.cache_bytes)
     spool = _directory(config.state / "gateway" / "spool")
     secret = blobs.secret_of(config.gateway.blob_secret_file, config.state)

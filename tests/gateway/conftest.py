@@ -1,4 +1,4 @@
-"""A gateway for each module, on a local store; a client of a tenant that is empty before each test."""
+"""One gateway for all modules, on a local store; a client of a tenant that is empty before each test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from gateways import Gateway
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     base = tmp_path_factory.mktemp("gateway")
     with gateways.gateway(base, f"file://{base}/store") as running:

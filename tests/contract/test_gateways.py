@@ -1,0 +1,75 @@
+"""Several gateways on one store, on real stores: what one has committed all have, and nobody takes twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+from gateways import ACME, SMALL, SMALL_BYTES, Gateway, download, gateway, listing, upload
+from s3_servers import STORES
+
+EACH = 9000
+FIT = SMALL_BYTES // EACH
+
+
+@pytest.fixture(scope="module", params=["local", "radosgw"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Gateway]]:
+    """Two gateways, as of two hosts, on one store."""
+    base = tmp_path_factory.mktemp("gateways")
+    url = f"file://{base}/store" if request.param == "local" else STORES[request.param](request)
+    with ExitStack() as stack:
+        yield [stack.enter_context(gateway(base / f"host{n}", url)) for n in (1, 2)]
+
+
+def test_concurrent_uploads_to_two_gateways_never_exceed_the_quota_together(pair: list[Gateway]) -> None:
+    def put(number: int) -> int:
+        with pair[number % 2].client(SMALL) as client:
+            return upload(client, {f"{number:02}": bytes([number]) * EACH}).status_code
+
+    with ThreadPoolExecutor(12) as executor:
+        statuses = list(executor.map(put, range(2 * FIT + 2)))
+    assert Counter(statuses) == {200: FIT, 507: FIT + 2}
+    for each in pair:
+        with each.client(SMALL) as client:
+            stored = listing(client)
+            assert [int(node["name"]) for node in stored] == [
+                n for n, status in enumerate(statuses) if status == 200
+            ]
+            assert sum(node["size"] for node in stored) <= SMALL_BYTES
+            for node in stored:
+                assert download(client, node["path"]).content == bytes([int(node["name"])]) * EACH
+
+
+def test_what_one_gateway_has_answered_the_other_knows(pair: list[Gateway]) -> None:
+    large = bytes(range(256)) * 8192  # an object of its own
+    with pair[0].client(ACME) as one, pair[1].client(ACME) as other:
+        for number, content in enumerate([b"small", large]):
+            assert upload(one, {f"f{number}": content}, "both/d").status_code == 200
+            assert download(other, f"both/d/f{number}").content == content
+            moved = other.post(
+                "/api/v1/files/move", json={"src_path": f"both/d/f{number}", "dst_path": f"both/g{number}"}
+            )
+            assert moved.status_code == 200
+            assert download(one, f"both/d/f{number}").status_code == 404
+            assert download(one, f"both/g{number}").content == content
+        names = [node["name"] for node in listing(one, "both")]
+        assert names == ["d", "g0", "g1"] == [node["name"] for node in listing(other, "both")]
+
+
+def test_moves_of_one_file_by_many_have_one_winner(pair: list[Gateway]) -> None:
+    with pair[0].client(ACME) as client:
+        upload(client, {"prize": b"1"}, "race")
+
+    def take(number: int) -> int:
+        with pair[number % 2].client(ACME) as client:
+            body = {"src_path": "race/prize", "dst_path": f"race/taken by {number}"}
+            return client.post("/api/v1/files/move", json=body).status_code
+
+    with ThreadPoolExecutor(10) as executor:
+        statuses = list(executor.map(take, range(10)))
+    assert Counter(statuses) == {200: 1, 400: 9}
+    with pair[1].client(ACME) as client:
+        assert [node["name"] for node in listing(client, "race")] == [f"taken by {statuses.index(200)}"]
