@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from itertools import chain
 from typing import Annotated
 
 import typer
@@ -14,10 +15,10 @@ from agentfuse.cli.output import note, print_error, print_json, say, terminal_re
 from agentfuse.config import Config, count, format_size, parse_agent_id, parse_duration
 from agentfuse.errors import AgentfuseError, IntegrityError, UsageError
 from agentfuse.objectstore import ObjectStore, open_store
-from agentfuse.snapshots.collect import Collector, CollectReport, agents
+from agentfuse.snapshots.collect import Collector, CollectReport, agents, tenants
 from agentfuse.snapshots.entries import printable
 from agentfuse.snapshots.history import History
-from agentfuse.snapshots.layout import agent_prefix
+from agentfuse.snapshots.layout import TENANT_FILES, TENANTS_PREFIX, agent_prefix, tenant_owner
 from agentfuse.snapshots.references import MEMORY, require_newest, whose
 from agentfuse.snapshots.retention import Policy
 from agentfuse.sync.fsck import Checker, Loss
@@ -104,7 +105,8 @@ def _name(agent: str, loss: Loss) -> str:
 def gc(
     *,
     agent: Annotated[str | None, typer.Option("--agent", help="The agent whose garbage it is.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="All agents of the store.")] = False,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="The tenant whose garbage it is.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All agents and tenants of the store.")] = False,
     keep_last: Annotated[
         int,
         typer.Option("--keep-last", metavar="N", min=1, help="Keep what the newest N runs left and changed."),
@@ -128,22 +130,23 @@ def gc(
     what interrupted writes left behind is removed, such as multipart uploads that nobody completed. Safe
     beside running mounts, and when it is killed.
     """
-    if every == (agent is not None):
-        raise UsageError("gc needs either one agent or all", hint="give --agent A, or --all")
+    if [every, agent is not None, tenant is not None].count(True) != 1:
+        raise UsageError("gc needs either one agent or all", hint="give --agent A, --tenant T, or --all")
     try:
         policy = Policy(keep_last, keep_daily, parse_duration(grace))
     except ValueError as error:
         raise UsageError(f"--grace: {error}") from error
     opened = open_store(options.configure(config=config, store=store, state=state).store)
-    if agent is not None:
-        _require_anything(opened, agent)
+    one = agent if tenant is None else tenant_owner(tenant)
+    if one is not None:
+        _require_anything(opened, one)
     told: list[dict[str, object]] = []
     failures: list[AgentfuseError] = []
-    for each in agents(opened) if agent is None else [agent]:
+    for each in chain(agents(opened), tenants(opened)) if one is None else [one]:
         try:
-            report = Collector(opened, each, MEMORY).run(policy, dry_run=dry_run)
+            report = Collector(opened, each, _region(each)).run(policy, dry_run=dry_run)
         except AgentfuseError as error:
-            if agent is not None:
+            if one is not None:
                 raise
             failures.append(error)  # one agent's trouble does not keep the others' garbage
             continue
@@ -153,7 +156,7 @@ def gc(
     leftovers = 0
     try:
         # After collecting, which they have nothing to do with: no snapshot can name what never was complete.
-        prefix = agent_prefix(agent) if agent else ""
+        prefix = agent_prefix(one) if one else ""
         leftovers = opened.remove_leftovers(prefix, policy.grace_s, dry_run=dry_run)
     except AgentfuseError as error:
         failures.append(error)
@@ -168,9 +171,15 @@ def gc(
 
 
 def _require_anything(store: ObjectStore, agent: str) -> None:
-    parse_agent_id(agent)
+    if _region(agent) == MEMORY:
+        parse_agent_id(agent)
     if next(iter(store.list(agent_prefix(agent))), None) is None:
-        require_newest(History(store, agent, MEMORY), agent)  # which says that there is none
+        require_newest(History(store, agent, _region(agent)), agent)  # which says that there is none
+
+
+def _region(owner: str) -> str:
+    """The region that the policy is for."""
+    return TENANT_FILES if owner.startswith(TENANTS_PREFIX) else MEMORY
 
 
 def _tell(agent: str, report: CollectReport, dry_run: bool) -> None:

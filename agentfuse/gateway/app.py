@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from agentfuse import __version__
 from agentfuse.admission import Gateway
-from agentfuse.gateway import blobs, health, temp_files, tenant_files
+from agentfuse.gateway import blobs, health, metrics, temp_files, tenant_files
 from agentfuse.gateway.auth import ASTEROID_HEADERS, TENANT_HEADERS, Keyring, key_dependency
 from agentfuse.gateway.edge import Edge, http_problem
 from agentfuse.gateway.limits import Limits
@@ -19,7 +19,7 @@ from agentfuse.gateway.staging import Staging
 from agentfuse.gateway.storedtree import StoredTree
 from agentfuse.gateway.trees import Trees
 from agentfuse.objectstore.base import ObjectStore
-from agentfuse.snapshots.layout import tenant_owner
+from agentfuse.snapshots.layout import TENANT_FILES, tenant_owner
 
 _DESCRIPTION = """Agents' homes over HTTP: staging, the tenant file store, and links to contents.
 
@@ -37,6 +37,7 @@ class Parts:
     trees: Trees
     links: blobs.Links
     limits: Limits
+    metrics: metrics.Metrics
     spool: Path
 
 
@@ -51,12 +52,12 @@ def build(parts: Parts) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.add_middleware(Edge)
+    app.add_middleware(Edge, metrics=parts.metrics)
     app.add_exception_handler(HTTPException, http_problem)
     settings, keyring = parts.settings, Keyring(parts.settings.keys)
 
     def tree_of(tenant: str) -> StoredTree:
-        return parts.trees.get(tenant_owner(tenant), tenant_files.REGION, settings.quota_of(tenant))
+        return parts.trees.get(tenant_owner(tenant), TENANT_FILES, settings.quota_of(tenant))
 
     app.include_router(
         temp_files.router(
@@ -78,6 +79,7 @@ def build(parts: Parts) -> FastAPI:
     )
     app.include_router(blobs.router(parts.links, parts.store, parts.limits.downloads))
     app.include_router(health.router(health.Readiness(parts.store)))
+    app.include_router(metrics.router(parts.metrics))
     _add_docs(app)
     return app
 

@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 import trio
 
+from agentfuse.errors import BusyError
+
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -44,7 +46,7 @@ class Batches(Generic[_T, _R]):
         self._is_running = False
 
     async def submit(self, item: _T) -> _R:
-        """The result of an item. Cancelled, it may have been done or not."""
+        """The result of an item. Cancelled before its batch begins, it is left out; then, it is awaited."""
         waiting: _Waiting[_T, _R] = _Waiting(item)
         self._waiting.append(waiting)
         if not self._is_running:
@@ -55,6 +57,9 @@ class Batches(Generic[_T, _R]):
         except trio.Cancelled:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
+            else:
+                with trio.CancelScope(shield=True):
+                    await waiting.done.wait()
             raise
         if waiting.error is not None:
             raise waiting.error
@@ -79,6 +84,11 @@ class Batches(Generic[_T, _R]):
             outcomes = await trio.to_thread.run_sync(self._work, items, limiter=self._limiter)
         except Exception as error:  # noqa: BLE001  # it goes to those who asked
             outcomes = [error] * len(batch)
+        except trio.Cancelled:
+            for waiting in batch:
+                waiting.error = BusyError("the gateway is ending", hint="ask again")
+                waiting.done.set()
+            raise
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 waiting.error = outcome

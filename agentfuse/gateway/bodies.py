@@ -18,6 +18,9 @@ from agentfuse.errors import UsageError
 IDLE_S = 30.0
 """A body that brings nothing for so long is given up."""
 
+MAX_S = 3600.0
+"""So is one that takes so long in all."""
+
 MAX_JSON_BYTES = 64 * 1024
 
 
@@ -40,11 +43,12 @@ async def pieces(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
     if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large
     left = max_bytes
+    until = trio.current_time() + MAX_S
     while True:
-        with trio.move_on_after(IDLE_S) as waiting:
+        with trio.move_on_at(min(until, trio.current_time() + IDLE_S)) as waiting:
             message = await request.receive()
         if waiting.cancelled_caught:
-            raise TooSlowError(f"nothing of the body came for {IDLE_S:g} s")
+            raise TooSlowError("the body does not come, or takes too long")
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         piece: bytes = message.get("body", b"")

@@ -27,6 +27,7 @@ from agentfuse.errors import (
     UsageError,
 )
 from agentfuse.gateway.bodies import JsonAnswer
+from agentfuse.gateway.metrics import Metrics
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Problem:
 class Family:
     """One family of APIs: the paths that are its own, and how it says that something went wrong."""
 
+    name: str
     paths: re.Pattern[str]
     render: Callable[[Problem], Response]
 
@@ -108,20 +110,27 @@ def _shinzo(problem: Problem) -> Response:
 
 
 FAMILIES = (
-    Family(re.compile(r"/agents/v2/temp-files(/.*)?"), _staging),
-    Family(re.compile(r"/agents/v2/executions/[^/]*/[a-z]*-?files(/.*)?"), _files),
-    Family(re.compile(r"/(agents|users)/v2(/.*)?"), _asteroid),
-    Family(re.compile(r"/api/v1/files(/.*)?"), _tenant_files),
-    Family(re.compile(r"/v1/agent(/.*)?"), _shinzo),
+    Family("staging", re.compile(r"/agents/v2/temp-files(/.*)?", re.S), _staging),
+    Family("asteroid", re.compile(r"/agents/v2/executions/[^/]*/[a-z]*-?files(/.*)?", re.S), _files),
+    Family("asteroid", re.compile(r"/(agents|users)/v2(/.*)?", re.S), _asteroid),
+    Family("tenant-files", re.compile(r"/api/v1/files(/.*)?", re.S), _tenant_files),
+    Family("shinzo", re.compile(r"/v1/agent(/.*)?", re.S), _shinzo),
+    Family("links", re.compile(r"/blobs/.*", re.S), _text),
 )
-_OTHERS = Family(re.compile(r".*", re.S), _text)
+_OTHERS = Family("other", re.compile(r".*", re.S), _text)
+
+
+def family_of(path: str) -> Family:
+    """Whose path it is."""
+    return next((each for each in FAMILIES if each.paths.fullmatch(path)), _OTHERS)
 
 
 class Edge:
     """The outermost part of the application."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,10 +142,19 @@ class Edge:
             await self._answer(scope, receive, send, busy)
             return
         self._requests += 1
+        self._metrics.begun()
+        began, status = trio.current_time(), 0
+
+        async def noting_send(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
         try:
-            await self._serve(scope, receive, send)
+            await self._serve(scope, receive, noting_send)
         finally:
             self._requests -= 1
+            self._metrics.ended(family_of(scope["path"]).name, status, trio.current_time() - began)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = has_read_all = False
@@ -170,9 +188,7 @@ class Edge:
             await self._answer(scope, receive, answer_send, problem)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, problem: Problem) -> None:
-        path = scope["path"]
-        family = next((each for each in FAMILIES if each.paths.fullmatch(path)), _OTHERS)
-        response = family.render(problem)
+        response = family_of(scope["path"]).render(problem)
         if problem.status == 401:
             response.headers["WWW-Authenticate"] = "Bearer"
         elif problem.status == 503:
@@ -202,9 +218,9 @@ def problem_of(error: Exception) -> Problem | None:
 async def http_problem(request: Request, error: Exception) -> Response:
     """What Starlette itself answers: no such path, no such method."""
     assert isinstance(error, HTTPException)
-    path = request.url.path
-    family = next((each for each in FAMILIES if each.paths.fullmatch(path)), _OTHERS)
-    response = family.render(Problem(error.status_code, error.detail, HTTPException))
+    response = family_of(request.scope["path"]).render(
+        Problem(error.status_code, error.detail, HTTPException)
+    )
     response.headers.update(error.headers or {})
     return response
 

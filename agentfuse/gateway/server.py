@@ -22,6 +22,7 @@ from agentfuse.errors import AgentfuseError, EnvironmentProblem, StoreError
 from agentfuse.gateway import blobs
 from agentfuse.gateway.app import Parts, build
 from agentfuse.gateway.limits import Limits
+from agentfuse.gateway.metrics import Metrics
 from agentfuse.gateway.staging import Staging
 from agentfuse.gateway.trees import Trees
 from agentfuse.objectstore import ObjectStore, probe
@@ -69,7 +70,7 @@ async def _run(
     listening: socket.socket,
     on_ready: OnReady,
 ) -> None:
-    limits = Limits()
+    limits, metrics = Limits(), Metrics()
     async with trio.open_nursery() as nursery:
         committer = f"gateway-{secrets.token_hex(8)}"
         parts = Parts(
@@ -78,9 +79,10 @@ async def _run(
             trees=Trees(store, committer=committer, nursery=nursery, limits=limits),
             links=links,
             limits=limits,
+            metrics=metrics,
             spool=spool,
         )
-        nursery.start_soon(_sweep, Staging(store), limits)
+        nursery.start_soon(_sweep, Staging(store), limits, metrics)
         host, port = listening.getsockname()[:2]
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
 
@@ -127,7 +129,7 @@ async def _cut_off(grace_s: float) -> None:
     os._exit(AgentfuseError.exit_code)
 
 
-async def _sweep(staging: Staging, limits: Limits) -> None:
+async def _sweep(staging: Staging, limits: Limits, metrics: Metrics) -> None:
     """Remove what has expired, now and then; gateways that began together do it apart."""
     while True:
         await trio.sleep(_SWEEP_S * random.uniform(0.5, 1.0))
@@ -136,6 +138,7 @@ async def _sweep(staging: Staging, limits: Limits) -> None:
         except StoreError as error:
             _LOG.warning("staged files were not swept: %s", error)
         else:
+            metrics.swept(swept)
             if swept:
                 _LOG.info("removed %d staged files that had expired", swept)
 

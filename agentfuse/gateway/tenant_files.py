@@ -30,8 +30,6 @@ from agentfuse.gateway.storedtree import StoredTree
 from agentfuse.regions import Creator, MiB
 
 MAX_FILE_BYTES = 50 * MiB
-REGION = "files"
-"""Where in a tenant's part of the store its snapshots are."""
 
 _USER = Creator.USER
 _BINARY = "application/octet-stream"

@@ -52,6 +52,7 @@ from agentfuse.objectstore.base import ObjectStat, ObjectStore
 from agentfuse.snapshots.document import Snapshot, decode
 from agentfuse.snapshots.history import History, kept_regions
 from agentfuse.snapshots.layout import (
+    TENANTS_PREFIX,
     agent_prefix,
     check_owner,
     check_region,
@@ -62,6 +63,7 @@ from agentfuse.snapshots.layout import (
     snapshot_key,
     snapshot_number,
     snapshots_prefix,
+    tenant_owner,
 )
 from agentfuse.snapshots.pins import Pins
 from agentfuse.snapshots.retention import End, Policy
@@ -270,11 +272,20 @@ class Collector:
 
 def agents(store: ObjectStore) -> Iterator[str]:
     """The agents that a store has anything of, in order of id. One request for each."""
+    return _names(store, "agents/")
+
+
+def tenants(store: ObjectStore) -> Iterator[str]:
+    """The same of tenants, as owners."""
+    return map(tenant_owner, _names(store, TENANTS_PREFIX))
+
+
+def _names(store: ObjectStore, prefix: str) -> Iterator[str]:
     after = ""
-    while (found := next(iter(store.list("agents/", start_after=after)), None)) is not None:
-        agent = found.key.split("/")[1]
-        yield agent
-        after = f"agents/{agent}0"  # the next character after the slash
+    while (found := next(iter(store.list(prefix, start_after=after)), None)) is not None:
+        name = found.key.split("/")[1]
+        yield name
+        after = f"{prefix}{name}0"  # the next character after the slash
 
 
 def _busy(agent: str, record: _Record) -> BusyError:

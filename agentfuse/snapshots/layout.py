@@ -15,6 +15,12 @@ SUFFIX = ".json.gz"
 _SMALL = re.compile(rf"(\d{{{DIGITS}}})\.json")
 _NUMBERED = re.compile(rf"(\d{{{DIGITS}}})(.*)", re.DOTALL)
 _TENANTS = "tenants"
+TENANTS_PREFIX = f"{_TENANTS}/"
+"""What all keys of tenants start with."""
+
+TENANT_FILES = "files"
+"""The region of a tenant: its file store."""
+
 _OBJECT = re.compile(r"(?:agents|tenants)/[^/]+/objects/[0-9a-f]{2}/[0-9a-f]{64}")
 _KEPT = re.compile(r"agents/[^/]+/(executions/[^/]+/[^/]+)/snapshots/[^/]+", re.DOTALL)
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/]")

@@ -38,8 +38,26 @@ def test_docs_and_openapi_need_nothing_from_outside(gateway: Gateway) -> None:
             ("/blobs/{blob_id}", "get"),
             ("/healthz", "get"),
             ("/readyz", "get"),
+            ("/metrics", "get"),
         } == paths
         assert api["paths"]["/api/v1/files/upload"]["post"]["security"] == [{"Bearer": []}]
+
+
+def test_metrics_count_requests_by_api_and_status(gateway: Gateway) -> None:
+    def count(line: str) -> float:
+        with gateway.client("") as client:
+            answer = client.get("/metrics")
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        found = [each for each in answer.text.splitlines() if each.startswith(line)]
+        return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+    refused = 'agentfuse_gateway_requests_total{api="tenant-files",status="401"}'
+    before = count(refused)
+    with gateway.client("") as nobody:
+        for _ in range(3):
+            nobody.get("/api/v1/files")
+    assert count(refused) == before + 3
+    assert count("agentfuse_gateway_requests_in_progress") == 1  # the scrape itself
 
 
 def test_readyz_says_whether_the_store_is_there(tmp_path: Path) -> None:

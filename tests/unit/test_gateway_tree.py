@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -32,9 +34,11 @@ from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.storedtree import StoredTree
 from agentfuse.objectstore import ObjectStore
 from agentfuse.regions import Creator
+from agentfuse.snapshots.collect import Collector, tenants
 from agentfuse.snapshots.entries import Entry, check, totals_of
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.layout import tenant_owner
+from agentfuse.snapshots.retention import MIN_GRACE_S, Policy
 
 USER = Creator.USER
 PLENTY = Quota(10**9, 10**6)
@@ -310,3 +314,22 @@ async def test_tenants_and_agents_of_one_name_do_not_meet(tmp_path: Path) -> Non
         await tree.put([new(b"a")], creator=USER)
     assert {found.key.split("/")[0] for found in store.list("")} == {"tenants"}
     assert History(store, "acme", "files").newest() == 0
+
+
+async def test_the_garbage_of_a_tenant_is_collected_like_an_agents(tmp_path: Path) -> None:
+    store = local_store(tmp_path)
+    async with tree_on(store) as tree:
+        for number in range(5):
+            await tree.put([new(b"a", b"%d" % number)], creator=USER)
+        await tree.put([new(b"b", b"kept")], creator=USER)
+    assert list(tenants(store)) == [OWNER]
+    policy = Policy(keep_last=1, keep_daily=0, grace_s=MIN_GRACE_S)
+    long_ago = time.time() - 10 * 86400
+    for path in (tmp_path / "store").rglob("*"):
+        os.utime(path, (long_ago, long_ago))
+    report = Collector(store, OWNER, "files").run(policy)
+    assert report.kept_snapshots == [6]
+    assert report.deleted_objects == 4
+    async with tree_on(store) as tree:
+        assert await content(tree, b"a") == b"4"
+        assert await content(tree, b"b") == b"kept"

@@ -1,0 +1,105 @@
+"""Keys, tenants and the gateway's own table in the configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agentfuse import config as config_module
+from agentfuse.admission import FAMILIES, Gateway, Quota, sha256_of
+from agentfuse.config import Config, load_config
+from agentfuse.errors import ConfigError
+from agentfuse.values import Address
+
+ORGANIZATION = "3F0F9C1E-6F57-4A3E-8D5C-000000000001"
+
+
+@pytest.fixture(autouse=True)
+def _no_configuration_of_this_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(config_module, "DEFAULT_PATH", tmp_path / "none.toml")
+
+
+def load(tmp_path: Path, text: str, *, listen: str | None = None, **environ: str) -> Config:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    return load_config(path, environ={"HOME": "/root", **environ}, overrides={"listen": listen})
+
+
+def problem(tmp_path: Path, text: str, **environ: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, **environ)
+    (only,) = caught.value.problems
+    return only
+
+
+def entry(**changed: str) -> str:
+    lines = {"sha256": f'"{sha256_of("key")}"', "organization": f'"{ORGANIZATION}"', **changed}
+    return "[[keys]]\n" + "".join(f"{name} = {value}\n" for name, value in lines.items() if value)
+
+
+def test_without_a_word_there_are_no_keys_and_it_listens_on_this_host_only(tmp_path: Path) -> None:
+    assert load(tmp_path, "").gateway == Gateway()
+    assert Gateway().listen.host == "127.0.0.1"
+
+
+def test_everything_can_be_said(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        '[gateway]\nlisten = "[::1]:80"\ngrace = "5s"\nmax_request = "2MiB"\nblob_secret_file = "/s"\n'
+        '[tenants.default]\nbytes = "1KiB"\nfiles = 5\n[tenants."a.b"]\nbytes = "2KiB"\n'
+        + entry(tenant='"a.b"', scopes='["asteroid", "shinzo:read"]', name='"ci"'),
+    ).gateway
+    assert (settings.listen, settings.grace_s, settings.max_request_bytes) == (Address("::1", 80), 5.0, 2**21)
+    assert settings.blob_secret_file == Path("/s")
+    assert settings.quota_of("anybody") == Quota(1024, 5)
+    assert settings.quota_of("a.b") == Quota(2048, 5)
+    (key,) = settings.keys
+    assert (key.sha256, key.organization) == (sha256_of("key"), ORGANIZATION.lower())
+    assert (key.tenant, key.scopes, key.name) == ("a.b", ("asteroid", "shinzo:read"), "ci")
+
+
+def test_a_key_is_by_default_for_everything_of_its_organization(tmp_path: Path) -> None:
+    (key,) = load(tmp_path, entry()).gateway.keys
+    assert (key.tenant, key.scopes) == (ORGANIZATION.lower(), FAMILIES)
+
+
+def test_the_flag_and_the_dev_key_win_and_add(tmp_path: Path) -> None:
+    dev = f"a-key-with:colon:{ORGANIZATION}"
+    settings = load(tmp_path, '[gateway]\nlisten = "h:1"\n' + entry(), listen="h:2", AGENTFUSE_DEV_KEY=dev)
+    assert settings.gateway.listen == Address("h", 2)
+    assert [key.sha256 for key in settings.gateway.keys] == [sha256_of("key"), sha256_of("a-key-with:colon")]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (entry(sha256=""), "keys[0]: sha256 is missing"),
+        (entry(organization=""), "keys[0]: organization is missing"),
+        (entry() + entry(), "keys[1]: this key is there twice"),
+        (entry(sha256='"my secret key"'), "never write the key itself"),
+        (entry(organization='"acme"'), '"acme" is not a UUID'),
+        (entry(scopes='["tenant-files:write"]'), 'no scope "tenant-files:write"'),
+        (entry(scopes="[]"), "not a list of scopes"),
+        (entry(tenant='"../other"'), "cannot be a tenant"),
+        (entry(tenents='"a"'), "did you mean tenant?"),
+        ("[gateway]\nlisten = 80", "gateway.listen: "),
+        ("[gateway]\ngrace = 5", "gateway.grace: "),
+        ("gateway = 5", "gateway: must be a table"),
+        ('[tenants."a/b"]\nbytes = 5', '"a/b" cannot be a tenant'),
+        ("[tenants.a]\nbites = 5", "did you mean bytes?"),
+        ("tenants = 5", "tenants: must hold tables"),
+        ("keys = 5", "keys: must hold tables"),
+    ],
+)
+def test_a_mistake_names_its_key_and_the_fix(tmp_path: Path, text: str, said: str) -> None:
+    found = problem(tmp_path, text)
+    assert said in found
+    assert "my secret key" not in found
+
+
+@pytest.mark.parametrize("text", ["key", "short:" + ORGANIZATION, "long enough:acme", ":" + ORGANIZATION])
+def test_a_dev_key_that_is_none_is_a_mistake_that_does_not_show_it(tmp_path: Path, text: str) -> None:
+    found = problem(tmp_path, "", AGENTFUSE_DEV_KEY=text)
+    assert found.startswith("AGENTFUSE_DEV_KEY: ")
+    assert "long enough" not in found
