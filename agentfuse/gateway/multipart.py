@@ -56,7 +56,7 @@ async def read_form(
     files: str,
     max_file_bytes: int,
     max_bytes: int,
-    max_parts: int = 1000,
+    max_parts: int = 1024,
 ) -> Form:
     """Read a form to its end. ``files`` is the field whose parts are files, whether they are named or not.
 
