@@ -23,6 +23,7 @@ from agentfuse.errors import (
     WrongTypeError,
 )
 from agentfuse.gateway.filetree import OnCollision
+from agentfuse.regions import Creator
 from agentfuse.snapshots.entries import MAX_NAME_BYTES, Entry, names_by_inode, parent_of, printable
 from agentfuse.snapshots.rebase import in_tree_order
 
@@ -38,18 +39,20 @@ class Draft:
         self.is_changed = False
         self._quota = quota
         self._now_ns = now_ns
+        self._creator = Creator.AGENT
         self._held: Counter[bytes] = Counter()
         self._links: Counter[int] = Counter()
         self._undo: list[tuple[bytes, Entry | None]] = []
         for entry in entries.values():
             self._count(entry)
 
-    def attempt(self, operation: Callable[[Draft], _T]) -> _T:
-        """Do an operation, or leave everything as it was and raise what it raised.
+    def attempt(self, operation: Callable[[Draft], _T], creator: Creator) -> _T:
+        """Do an operation of somebody's, or leave everything as it was and raise what it raised.
 
         Raises ``QuotaExceededError`` where it ends beyond the quota and had not begun there, or farther.
         """
         self._undo = []
+        self._creator = creator
         before = (self.bytes, self.files)
         try:
             result = operation(self)
@@ -82,7 +85,15 @@ class Draft:
             raise WrongTypeError(f"{printable(path)!r} is a directory")
         elif there is not None and on_collision == "refuse":
             raise ExistsError(f"{printable(path)!r} exists already")
-        made = Entry(path=path, type="file", mode=mode, mtime_ns=self._now_ns, size=size, sha256=sha256)
+        made = Entry(
+            path=path,
+            type="file",
+            mode=mode,
+            mtime_ns=self._now_ns,
+            size=size,
+            sha256=sha256,
+            created_by=self._creator,
+        )
         self._change(path, made)
         return made
 
@@ -122,6 +133,8 @@ class Draft:
         for entry in [found, *map(self.entries.__getitem__, self._below(source))]:
             path = target + entry.path[len(source) :]
             made = msgspec.structs.replace(entry, path=path, link=0, mtime_ns=self._now_ns)
+            if made.type in ("file", "dir"):  # nothing else says whose it is
+                made = msgspec.structs.replace(made, created_by=self._creator)
             self._change(path, made)
 
     def mkdir(self, path: bytes, *, parents: bool, exist_ok: bool) -> None:
@@ -135,7 +148,7 @@ class Draft:
             self._make_parents(path)
         elif self.find(parent_of(path)).type != "dir":
             raise WrongTypeError(f"{printable(parent_of(path))!r} is no directory")
-        self._change(path, Entry(path=path, type="dir", mode=0o755, mtime_ns=self._now_ns))
+        self._make_directory(path)
 
     def find(self, path: bytes) -> Entry:
         """The entry of a path. Raises ``NotFoundError``."""
@@ -171,7 +184,11 @@ class Draft:
         if self.entries[above].type != "dir":
             raise WrongTypeError(f"{printable(above)!r} is no directory")
         for each in reversed(missing):
-            self._change(each, Entry(path=each, type="dir", mode=0o755, mtime_ns=self._now_ns))
+            self._make_directory(each)
+
+    def _make_directory(self, path: bytes) -> None:
+        made = Entry(path=path, type="dir", mode=0o755, mtime_ns=self._now_ns, created_by=self._creator)
+        self._change(path, made)
 
     def _below(self, path: bytes) -> list[bytes]:
         """Everything in a directory, at any depth, a directory before what it holds."""

@@ -39,6 +39,7 @@ class Node:
     size: int
     mode: int
     mtime_ns: int
+    created_by: Creator
     etag: str = ""
 
     @property
@@ -105,8 +106,8 @@ class FileTree(Protocol):
     """A tree of files with a quota.
 
     Every method raises ``StoreError`` when the store failed, and ``UsageError`` for what makes no sense.
-    What changes the tree is there for every gateway when it returns. ``creator``: who does it; a stored
-    tree's entries are kept as the agent's where their format cannot say it.
+    What changes the tree is there for every gateway when it returns. ``creator``: who does it, to
+    whom what is made belongs, copies included; what is moved stays whose it was.
     """
 
     async def stat(self, path: bytes) -> Node:

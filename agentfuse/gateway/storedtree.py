@@ -62,6 +62,7 @@ class _Change:
     """An operation that waits for its commit. ``bodies``: by hash, the contents that it brings."""
 
     operation: Callable[[Draft], Any]
+    creator: Creator
     bodies: Mapping[str, Body] = field(default_factory=dict)
     uploader: Uploader | None = None  # of those that are in the store already
 
@@ -139,22 +140,22 @@ class StoredTree:
             uploader = Uploader(self._store, self._owner, may_be_there=False)
             await trio.to_thread.run_sync(_send, uploader, large, limiter=self._limits.uploads)
         bodies = {file.body.sha256: file.body for file in files}
-        made = await self._commits.submit(_Change(operation, bodies, uploader))
+        made = await self._commits.submit(_Change(operation, creator, bodies, uploader))
         return [_node(entry) for entry in made]
 
     async def delete(self, path: bytes, *, creator: Creator, recursive: bool = False) -> None:
-        await self._change(lambda draft: draft.delete(path, recursive=recursive))
+        await self._change(creator, lambda draft: draft.delete(path, recursive=recursive))
 
     async def move(self, source: bytes, target: bytes, *, creator: Creator, overwrite: bool = False) -> None:
-        await self._change(lambda draft: draft.move(source, target, overwrite=overwrite))
+        await self._change(creator, lambda draft: draft.move(source, target, overwrite=overwrite))
 
     async def copy(self, source: bytes, target: bytes, *, creator: Creator, overwrite: bool = False) -> None:
-        await self._change(lambda draft: draft.copy(source, target, overwrite=overwrite))
+        await self._change(creator, lambda draft: draft.copy(source, target, overwrite=overwrite))
 
     async def mkdir(
         self, path: bytes, *, creator: Creator, parents: bool = False, exist_ok: bool = False
     ) -> None:
-        await self._change(lambda draft: draft.mkdir(path, parents=parents, exist_ok=exist_ok))
+        await self._change(creator, lambda draft: draft.mkdir(path, parents=parents, exist_ok=exist_ok))
 
     async def usage(self) -> Usage:
         listing = await self._newest()
@@ -166,7 +167,7 @@ class StoredTree:
         operation = partial(_put, files=files, on_collision=on_collision)
         listing = await self._newest()
         await trio.to_thread.run_sync(
-            lambda: self._draft(listing).attempt(operation), limiter=self._limits.reads
+            lambda: self._draft(listing).attempt(operation, Creator.USER), limiter=self._limits.reads
         )
 
     # -- in threads
@@ -174,8 +175,8 @@ class StoredTree:
     async def _newest(self) -> _Listing:
         return await self._reads.submit(None)
 
-    async def _change(self, operation: Callable[[Draft], Any]) -> None:
-        await self._commits.submit(_Change(operation))
+    async def _change(self, creator: Creator, operation: Callable[[Draft], Any]) -> None:
+        await self._commits.submit(_Change(operation, creator))
 
     def _draft(self, listing: _Listing) -> Draft:
         return Draft(listing.entries, self._quota, time.time_ns())
@@ -300,7 +301,7 @@ def _put(draft: Draft, *, files: Sequence[NewFile], on_collision: OnCollision) -
 
 def _attempted(draft: Draft, change: _Change) -> Any:
     try:
-        return draft.attempt(change.operation)
+        return draft.attempt(change.operation, change.creator)
     except AgentfuseError as error:
         return error
 
@@ -322,4 +323,6 @@ def _find(listing: _Listing, path: bytes) -> Entry:
 
 
 def _node(entry: Entry) -> Node:
-    return Node(entry.path, entry.type, entry.size, entry.mode, entry.mtime_ns, entry.sha256)
+    return Node(
+        entry.path, entry.type, entry.size, entry.mode, entry.mtime_ns, entry.created_by, entry.sha256
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -9,10 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import gateways
+import httpx
 from gateways import ACME, DEADLINE_S, ORGANIZATION, Gateway, download, listing, upload
 
 from agentfuse.admission import sha256_of
@@ -187,3 +191,28 @@ def _run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         timeout=DEADLINE_S,
         check=False,
     )
+
+
+def test_a_gateway_that_is_killed_loses_nothing_that_it_answered(tmp_path: Path) -> None:
+    store = f"file://{tmp_path}/store"
+    running = Gateway(tmp_path, store)
+    answered: list[tuple[str, bytes]] = []
+
+    def put(worker: int) -> None:
+        with suppress(httpx.TransportError), running.client() as client:
+            for number in itertools.count():
+                name, content = f"{worker}-{number}", b"%d-%d" % (worker, number)
+                if upload(client, {name: content}).status_code == 200:
+                    answered.append((name, content))
+                if len(answered) > 60:
+                    running.process.kill()
+
+    with ThreadPoolExecutor(6) as executor:
+        list(executor.map(put, range(6)))
+    assert running.process.wait(DEADLINE_S) == -signal.SIGKILL
+    with gateways.gateway(tmp_path, store) as again, again.client() as client:
+        stored = {node["name"] for node in listing(client)}
+        assert {name for name, _ in answered} <= stored
+        for name, content in answered:
+            assert download(client, name).content == content
+    assert list((running.state / "gateway" / "spool").iterdir()) == []

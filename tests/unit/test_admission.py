@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,10 @@ def test_a_dev_key_that_is_none_is_a_mistake_that_does_not_show_it(tmp_path: Pat
     found = problem(tmp_path, "", AGENTFUSE_DEV_KEY=text)
     assert found.startswith("AGENTFUSE_DEV_KEY: ")
     assert "long enough" not in found
+
+
+def test_what_the_example_shows_is_valid(tmp_path: Path) -> None:
+    example = (Path(__file__).parents[2] / "docs/config.example.toml").read_text()
+    settings = load(tmp_path, re.sub(r"^#(?=[a-z\[])", "", example, flags=re.MULTILINE)).gateway
+    assert [key.tenant for key in settings.keys] == ["acme"]
+    assert settings.blob_secret_file == Path("/etc/agentfuse/blob.secret")

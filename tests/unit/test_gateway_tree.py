@@ -117,7 +117,7 @@ def test_a_draft_is_sound_counts_right_and_keeps_within_its_quota(run: list[tupl
     for operation in run:
         before = dict(draft.entries)
         try:
-            draft.attempt(lambda draft, operation=operation: _do(draft, operation))  # type: ignore[misc]
+            draft.attempt(lambda draft, operation=operation: _do(draft, operation), USER)  # type: ignore[misc]
         except AgentfuseError:
             assert draft.entries == before
         listing = draft.listing()
@@ -136,22 +136,22 @@ def test_names_of_one_inode_are_charged_once_and_parted_when_one_is_left() -> No
     )
     draft = Draft({**ROOT, b"a": file, b"b": other}, Quota(100, 10), 1)
     assert (draft.bytes, draft.files) == (60, 1)
-    draft.attempt(lambda draft: draft.move(b"a", b"d/a", overwrite=False))
+    draft.attempt(lambda draft: draft.move(b"a", b"d/a", overwrite=False), USER)
     assert (draft.bytes, draft.files) == (60, 2)
     assert draft.listing()[b"d/a"].link == 1
     with pytest.raises(QuotaExceededError):
-        draft.attempt(lambda draft: draft.copy(b"b", b"c", overwrite=False))
-    draft.attempt(lambda draft: draft.delete(b"d", recursive=True))
+        draft.attempt(lambda draft: draft.copy(b"b", b"c", overwrite=False), USER)
+    draft.attempt(lambda draft: draft.delete(b"d", recursive=True), USER)
     assert (draft.bytes, draft.files, draft.listing()[b"b"].link) == (60, 1, 0)
 
 
 def test_a_tree_beyond_its_quota_may_shrink_and_not_grow() -> None:
     draft = Draft(ROOT, PLENTY, 1)
-    draft.attempt(lambda draft: draft.put(b"a", 500, "0" * 64, 0o644, "replace"))
+    draft.attempt(lambda draft: draft.put(b"a", 500, "0" * 64, 0o644, "replace"), USER)
     draft = Draft(draft.entries, Quota(100, 10), 1)
     with pytest.raises(QuotaExceededError):
-        draft.attempt(lambda draft: draft.put(b"b", 1, "0" * 64, 0o644, "replace"))
-    draft.attempt(lambda draft: draft.put(b"a", 400, "0" * 64, 0o644, "replace"))
+        draft.attempt(lambda draft: draft.put(b"b", 1, "0" * 64, 0o644, "replace"), USER)
+    draft.attempt(lambda draft: draft.put(b"a", 400, "0" * 64, 0o644, "replace"), USER)
     assert draft.bytes == 400
 
 
@@ -202,9 +202,13 @@ async def test_every_operation_as_it_is_promised(tmp_path: Path) -> None:
         with pytest.raises(NotEmptyError):
             await tree.delete(b"d", creator=USER)
         await tree.delete(b"d", creator=USER, recursive=True)
-        await tree.move(b"e/f", b"g", creator=USER)
+        await tree.move(b"e/f", b"g", creator=Creator.SYSTEM)
         assert await paths(tree) == [b"e", b"g", b"g/a", b"g/a (1)", b"g/b"]
         assert [node.path for node in await tree.list(b"g")] == [b"g/a", b"g/a (1)", b"g/b"]
+        await tree.copy(b"g", b"h", creator=Creator.ENVIRONMENT)
+        creators = {node.path: node.created_by.value for node in await tree.list(b"", recursive=True)}
+        assert (creators[b"g/a"], creators[b"h"], creators[b"h/a"]) == ("user", "environment", "environment")
+        await tree.delete(b"h", creator=USER, recursive=True)
         with pytest.raises(WrongTypeError):
             await tree.list(b"g/a")
         with pytest.raises(WrongTypeError):
