@@ -20,6 +20,9 @@ FAMILIES = ("asteroid", "tenant-files", "shinzo")
 
 SCOPES = tuple(f"{family}{what}" for family in FAMILIES for what in ("", ":read"))
 
+MAX_FILES = 1_000_000
+"""No tree may hold more: a snapshot cannot list them."""
+
 DEFAULT_LISTEN = Address("127.0.0.1", 8080)
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")

@@ -232,6 +232,12 @@ def _file_count(value: object) -> int:
     return value
 
 
+def _tenant_files(value: object) -> int:
+    if _file_count(value) > admission.MAX_FILES:
+        raise ValueError(f"{shown(value)} is too many; write {admission.MAX_FILES} or less")
+    return _file_count(value)
+
+
 def _mode(value: object) -> int:
     if isinstance(value, str) and re.fullmatch(r"(0o?)?[0-7]{3,4}", value):
         return int(value.replace("o", ""), 8)
@@ -298,7 +304,7 @@ _GATEWAY: dict[str, tuple[Callable[[object], Any], str]] = {
 }
 _QUOTA: dict[str, tuple[Callable[[object], Any], str]] = {
     "bytes": (parse_size, "bytes"),
-    "files": (_file_count, "files"),
+    "files": (_tenant_files, "files"),
 }
 _EVERY_TENANT = "default"  # [tenants.default] is the quota of those that are not named
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from agentfuse.admission import Quota
+from agentfuse.door.doors import OnCollision
 from agentfuse.errors import (
     AgentfuseError,
     ExistsError,
@@ -22,7 +23,6 @@ from agentfuse.errors import (
     UsageError,
     WrongTypeError,
 )
-from agentfuse.gateway.filetree import OnCollision
 from agentfuse.regions import Creator
 from agentfuse.snapshots.entries import MAX_NAME_BYTES, Entry, names_by_inode, parent_of, printable
 from agentfuse.snapshots.rebase import in_tree_order

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agentfuse.errors import (
     AgentfuseError,
     BusyError,
+    EnvironmentProblem,
     ExistsError,
     NotFoundError,
     QuotaExceededError,
@@ -209,6 +210,8 @@ def problem_of(error: Exception) -> Problem | None:
         if isinstance(error, StoreError):
             _LOG.warning("%s", error)
             status, message = 502, "the object store failed or cannot be reached"
+        elif isinstance(error, EnvironmentProblem) and status == 503:
+            _LOG.warning("%s", error)
         elif status == 500:
             return None
         return Problem(status, message, type(error))

@@ -14,15 +14,13 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
+from agentfuse.door.doors import OnCollision
 from agentfuse.errors import UsageError
 from agentfuse.regions import Creator
 from agentfuse.snapshots.entries import MAX_NAME_BYTES, Kind
 from agentfuse.sync.upload import Readable
-
-OnCollision = Literal["replace", "refuse", "number"]
-"""A file whose name is taken: replaces the file there, is refused, or becomes ``name (1)``."""
 
 MAX_PATH_BYTES = 4095
 
@@ -123,6 +121,8 @@ class FileTree(Protocol):
         self, files: Sequence[NewFile], *, creator: Creator, on_collision: OnCollision = "replace"
     ) -> Sequence[Node]:
         """Make files, and the directories that they need: each whole or not at all; where they are then.
+
+        A file whose name is taken replaces the file there, is refused, or becomes ``name (1)``.
 
         A stored tree takes all of them or none, in one step with the quota. A live one takes them in
         order, and those before a failure stay. Raises ``QuotaExceededError``, ``ExistsError`` (with

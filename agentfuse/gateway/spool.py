@@ -102,5 +102,6 @@ def _disk(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _NoRoomError(
-            f"{directory}: {os.strerror(error.errno or 0)}", hint="the gateway's host needs free disk space"
+            "the gateway has no room for this request now",
+            hint=f"{directory}: {os.strerror(error.errno or 0)}; its host needs free disk space",
         ) from error

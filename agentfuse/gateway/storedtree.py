@@ -20,10 +20,11 @@ from typing import Any
 import trio
 
 from agentfuse.admission import Quota
+from agentfuse.door.doors import OnCollision
 from agentfuse.errors import AgentfuseError, IntegrityError, NotFoundError, StoreError, WrongTypeError
 from agentfuse.gateway.batches import Batches
 from agentfuse.gateway.draft import Draft, children
-from agentfuse.gateway.filetree import Body, NewFile, Node, OnCollision, Usage
+from agentfuse.gateway.filetree import Body, NewFile, Node, Usage
 from agentfuse.gateway.limits import Limits
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.progress import Silent
@@ -107,6 +108,11 @@ class StoredTree:
     def is_idle(self) -> bool:
         """Whether no request waits for it."""
         return self._reads.is_idle and self._commits.is_idle
+
+    @property
+    def size(self) -> int:
+        """How many entries it holds in memory."""
+        return len(self._listing.entries)
 
     # -- the interface: see FileTree
 

@@ -11,8 +11,10 @@ from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.storedtree import StoredTree
 from agentfuse.objectstore.base import ObjectStore
 
-_KEPT = 64
-"""Listings are held in memory, so those that nobody asked for lately are dropped."""
+_KEPT = 256
+_KEPT_ENTRIES = 300_000
+"""Listings are held in memory, some hundreds of bytes an entry: beyond this, trees that nobody asked for
+lately are dropped."""
 
 
 class Trees:
@@ -39,13 +41,15 @@ class Trees:
                 nursery=self._nursery,
                 limits=self._limits,
             )
-            self._drop_idle()
         self._trees.move_to_end(key)
+        self._drop_idle()
         return tree
 
     def _drop_idle(self) -> None:
+        entries = sum(tree.size for tree in self._trees.values())
         for key, tree in list(self._trees.items())[:-1]:
-            if len(self._trees) <= _KEPT:
+            if len(self._trees) <= _KEPT and entries <= _KEPT_ENTRIES:
                 return
             if tree.is_idle:
+                entries -= tree.size
                 del self._trees[key]

@@ -88,6 +88,7 @@ def test_the_flag_and_the_dev_key_win_and_add(tmp_path: Path) -> None:
         ("[gateway]\ngrace = 5", "gateway.grace: "),
         ("gateway = 5", "gateway: must be a table"),
         ('[tenants."a/b"]\nbytes = 5', '"a/b" cannot be a tenant'),
+        ("[tenants.a]\nfiles = 1000001", "write 1000000 or less"),
         ("[tenants.a]\nbites = 5", "did you mean bytes?"),
         ("tenants = 5", "tenants: must hold tables"),
         ("keys = 5", "keys: must hold tables"),
