@@ -18,8 +18,8 @@ from agentfuse.objectstore import ObjectStore, open_store
 from agentfuse.snapshots.collect import Collector, CollectReport, agents, tenants
 from agentfuse.snapshots.entries import printable
 from agentfuse.snapshots.history import History
-from agentfuse.snapshots.layout import TENANT_FILES, TENANTS_PREFIX, agent_prefix, tenant_owner
-from agentfuse.snapshots.references import MEMORY, require_newest, whose
+from agentfuse.snapshots.layout import agent_prefix, tenant_owner
+from agentfuse.snapshots.references import MEMORY, main_region, require_newest, whose
 from agentfuse.snapshots.retention import Policy
 from agentfuse.sync.fsck import Checker, Loss
 
@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
 def fsck(
     *,
     agent: Annotated[str | None, typer.Option("--agent", help="The agent whose snapshots are read.")] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="A tenant instead.")] = None,
     local: Annotated[
         str | None,
         typer.Option("--local", metavar="PATH", help="A home on this host by its mountpoint, or a STATE."),
@@ -52,13 +53,15 @@ def fsck(
     of other regions. With --local homes on this host are checked instead: use against the books, marks,
     index, and the log of events against the files.
     """
-    if (agent is None) == (local is None):
-        raise UsageError("fsck needs either an agent or a home", hint="give --agent A, or --local MOUNTPOINT")
+    if [agent is not None, tenant is not None, local is not None].count(True) != 1:
+        raise UsageError(
+            "fsck needs either an agent or a home", hint="give --agent A, --tenant T, or --local MOUNTPOINT"
+        )
     if local is not None:
         check_local(local, options.configure(config=config, state=state), json=json)
-    elif agent is not None:
-        parse_agent_id(agent)
-        _check_stored(agent, options.configure(config=config, store=store, state=state), all_snapshots, json)
+    else:
+        one = tenant_owner(tenant) if tenant is not None else parse_agent_id(agent or "")
+        _check_stored(one, options.configure(config=config, store=store, state=state), all_snapshots, json)
 
 
 def _check_stored(agent: str, settings: Config, all_snapshots: bool, json: bool) -> None:
@@ -144,7 +147,7 @@ def gc(
     failures: list[AgentfuseError] = []
     for each in chain(agents(opened), tenants(opened)) if one is None else [one]:
         try:
-            report = Collector(opened, each, _region(each)).run(policy, dry_run=dry_run)
+            report = Collector(opened, each, main_region(each)).run(policy, dry_run=dry_run)
         except AgentfuseError as error:
             if one is not None:
                 raise
@@ -171,15 +174,10 @@ def gc(
 
 
 def _require_anything(store: ObjectStore, agent: str) -> None:
-    if _region(agent) == MEMORY:
+    if main_region(agent) == MEMORY:  # a tenant's name is checked already
         parse_agent_id(agent)
     if next(iter(store.list(agent_prefix(agent))), None) is None:
-        require_newest(History(store, agent, _region(agent)), agent)  # which says that there is none
-
-
-def _region(owner: str) -> str:
-    """The region that the policy is for."""
-    return TENANT_FILES if owner.startswith(TENANTS_PREFIX) else MEMORY
+        require_newest(History(store, agent, main_region(agent)), agent)  # which says that there is none
 
 
 def _tell(agent: str, report: CollectReport, dry_run: bool) -> None:

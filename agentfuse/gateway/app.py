@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -86,7 +88,12 @@ def build(parts: Parts) -> FastAPI:
 
 def _add_docs(app: FastAPI) -> None:
     page = resources.files("agentfuse.gateway").joinpath("docs.html").read_bytes()
-    policy = "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    script = page.partition(b"<script>")[2].partition(b"</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    policy = (
+        "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; connect-src 'self'; "
+        f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    )
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:

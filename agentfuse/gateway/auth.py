@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from fastapi import Request
+from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from agentfuse.admission import ApiKey, sha256_of
@@ -69,5 +69,9 @@ TENANT_HEADERS = ("authorization",)
 SHINZO_HEADERS = ("authorization", "x-shinzo-api-key")
 
 # For the OpenAPI document only: the dependency above does the work, before any body is read.
-DESCRIBED_ASTEROID = APIKeyHeader(name="X-Api-Key", scheme_name="ApiKeyAuth", auto_error=False)
-DESCRIBED_BEARER = HTTPBearer(scheme_name="Bearer", auto_error=False)
+DESCRIBED_BEARER = [Depends(HTTPBearer(scheme_name="Bearer", auto_error=False))]
+DESCRIBED_ASTEROID = [
+    Depends(APIKeyHeader(name="X-Api-Key", scheme_name="ApiKeyAuth", auto_error=False)),
+    Depends(APIKeyHeader(name="X-Asteroid-Agents-Api-Key", scheme_name="OldApiKeyAuth", auto_error=False)),
+    *DESCRIBED_BEARER,
+]

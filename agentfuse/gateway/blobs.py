@@ -21,6 +21,7 @@ from fastapi import APIRouter, Request, Response
 
 from agentfuse.errors import ConfigError, EnvironmentProblem
 from agentfuse.gateway import describe
+from agentfuse.gateway.bodies import query_of
 from agentfuse.gateway.downloads import send_file
 from agentfuse.gateway.edge import DeniedError
 from agentfuse.gateway.storedtree import StoredFile
@@ -94,12 +95,20 @@ def router(links: Links, store: ObjectStore, limiter: trio.CapacityLimiter) -> A
     """The route of links."""
     routes = APIRouter(tags=["Links"])
 
-    async def get_blob(request: Request, blob_id: str, exp: str = "", sig: str = "") -> Response:
+    async def get_blob(request: Request) -> Response:
         """The content behind a link. It needs no key, and `Range` is understood."""
-        owner, entry, media_type = links.read(blob_id, exp, sig)
+        expires, signature = query_of(request, "exp"), query_of(request, "sig")
+        owner, entry, media_type = links.read(request.path_params["blob_id"], expires, signature)
         return await send_file(request, StoredFile(store, owner, entry, limiter), media_type)
 
-    routes.get("/blobs/{blob_id}", **describe.route(UNKNOWN, codes=(403, 404)))(get_blob)
+    described = describe.route(
+        UNKNOWN,
+        codes=(400, 403),
+        path={"blob_id": "What is meant"},
+        query={"exp": "Until when, in Unix time", "sig": "The gateway's signature"},
+        required=["exp", "sig"],
+    )
+    routes.get("/blobs/{blob_id}", **described)(get_blob)
     routes.head("/blobs/{blob_id}", include_in_schema=False)(get_blob)
     return routes
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-FILES: dict[str, Any] = {"type": "array", "items": {"type": "string", "format": "binary"}}
+FILES: dict[str, Any] = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
 TEXT: dict[str, Any] = {"type": "string"}
+NAME: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 4095}
 
 
 class TenantNode(BaseModel):
@@ -79,6 +80,7 @@ def route(
     *,
     errors: type[BaseModel] | str = "text/plain",
     codes: Iterable[int] = (),
+    path: Mapping[str, str] | None = None,
     query: Mapping[str, str] | None = None,
     body: Mapping[str, Any] | None = None,
     required: Iterable[str] = (),
@@ -86,15 +88,23 @@ def route(
     """Arguments of a route's decorator.
 
     ``answer``: a model, a media type, or None for 204. ``errors``: the same, of the statuses ``codes``.
-    ``query``: parameters and what they are; ``required`` names those, and properties of ``body``, that must
-    be there. A body with ``files`` is a form, another one JSON.
+    ``path`` and ``query``: parameters and what they are; ``required`` names those, and properties of
+    ``body``, that must be there. A body with ``files`` is a form, another one JSON.
     """
     needed = set(required)
     extra: dict[str, Any] = {}
-    if query:
+    parameters = [("path", *each) for each in (path or {}).items()]
+    parameters += [("query", *each) for each in (query or {}).items()]
+    if parameters:
         extra["parameters"] = [
-            {"name": name, "in": "query", "required": name in needed, "description": what, "schema": TEXT}
-            for name, what in query.items()
+            {
+                "name": name,
+                "in": where,
+                "required": where == "path" or name in needed,
+                "description": what,
+                "schema": NAME if where == "path" or name in needed else TEXT,
+            }
+            for where, name, what in parameters
         ]
     if body:
         media = "multipart/form-data" if "files" in body else "application/json"

@@ -4,9 +4,8 @@ store, no contents and no waiting, so that a reference model can stand beside it
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ import msgspec
 
 from agentfuse.admission import Quota
 from agentfuse.door.doors import OnCollision
+from agentfuse.door.worker import numbered
 from agentfuse.errors import (
     AgentfuseError,
     ExistsError,
@@ -23,8 +23,9 @@ from agentfuse.errors import (
     UsageError,
     WrongTypeError,
 )
+from agentfuse.home.walk import join
 from agentfuse.regions import Creator
-from agentfuse.snapshots.entries import MAX_NAME_BYTES, Entry, names_by_inode, parent_of, printable
+from agentfuse.snapshots.entries import Entry, names_by_inode, parent_of, printable
 from agentfuse.snapshots.rebase import in_tree_order
 
 _T = TypeVar("_T")
@@ -80,7 +81,7 @@ class Draft:
         self._make_parents(path)
         there = self.entries.get(path)
         if there is not None and on_collision == "number":
-            path = next(free for free in numbered(path) if free not in self.entries)
+            path = self._free(path)
         elif there is not None and there.type == "dir":
             raise WrongTypeError(f"{printable(path)!r} is a directory")
         elif there is not None and on_collision == "refuse":
@@ -186,6 +187,12 @@ class Draft:
         for each in reversed(missing):
             self._make_directory(each)
 
+    def _free(self, path: bytes) -> bytes:
+        """The first name like this, as the doors of live homes number them, that nothing has."""
+        directory, _, name = path.rpartition(b"/")
+        candidates = (join(directory, numbered(name, number)) for number in count(1))
+        return next(candidate for candidate in candidates if candidate not in self.entries)
+
     def _make_directory(self, path: bytes) -> None:
         made = Entry(path=path, type="dir", mode=0o755, mtime_ns=self._now_ns, created_by=self._creator)
         self._change(path, made)
@@ -236,16 +243,6 @@ class Draft:
                 f"there would be {self.files:,} files, and {self._quota.files:,} may be",
                 hint="delete something first",
             )
-
-
-def numbered(path: bytes) -> Iterator[bytes]:
-    """The path, then with ``(1)`` and so on before its extension; never a name that is too long."""
-    directory, slash, name = path.rpartition(b"/")
-    stem, extension = os.path.splitext(name)
-    yield path
-    for number in count(1):
-        suffix = b" (%d)" % number + extension[-100:]
-        yield directory + slash + stem[: MAX_NAME_BYTES - len(suffix)] + suffix
 
 
 def children(entries: Iterable[Entry]) -> dict[bytes, list[Entry]]:

@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 _IDLE_CONNECTION_S = 30
 _UNREAD_MS = 60_000
-_CUT_OFF_AFTER_S = 5.0
+_CUT_OFF_AFTER_S = 2.0
 _SWEEP_S = 300.0
 
 

@@ -34,13 +34,11 @@ def router(
     key_of: KeyOf, staging: Staging, *, spool: Path, limits: Limits, max_request_bytes: int
 ) -> APIRouter:
     """The routes."""
-    routes = APIRouter(
-        prefix="/agents/v2/temp-files", tags=["Staging"], dependencies=[Depends(DESCRIBED_ASTEROID)]
-    )
+    routes = APIRouter(prefix="/agents/v2/temp-files", tags=["Staging"], dependencies=DESCRIBED_ASTEROID)
     described: partial[dict[str, Any]] = partial(
         describe.route,
         describe.TempFiles,
-        codes=(400, 403, 413, 500),
+        codes=(400, 401, 403, 413, 500),
         body={"files": describe.FILES},
         required=["files"],
     )
@@ -66,14 +64,10 @@ def router(
             )
         return JsonAnswer({"tempFiles": [{"id": each.id, "name": each.name} for each in staged]})
 
-    @routes.post("/{organizationId}", **described())
-    async def temp_files_stage(
-        request: Request,
-        organizationId: str,  # noqa: N803  # the API's word
-        key: ApiKey = Depends(key_of),
-    ) -> Response:
+    @routes.post("/{organizationId}", **described(path={"organizationId": "The organization, a UUID"}))
+    async def temp_files_stage(request: Request, key: ApiKey = Depends(key_of)) -> Response:
         """Stage files of an organization for an execution. They expire after 60 minutes."""
-        return await stage(request, organizationId, key)
+        return await stage(request, request.path_params["organizationId"], key)
 
     @routes.post("", **described(query={"organizationId": "The organization; by default the key's"}))
     async def temp_files_upload(request: Request, key: ApiKey = Depends(key_of)) -> Response:

@@ -27,6 +27,7 @@ from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.multipart import Form, read_form
 from agentfuse.gateway.spool import Spool
 from agentfuse.gateway.storedtree import StoredTree
+from agentfuse.home.walk import join
 from agentfuse.regions import Creator, MiB
 
 MAX_FILE_BYTES = 50 * MiB
@@ -46,9 +47,7 @@ def router(
     max_request_bytes: int,
 ) -> APIRouter:
     """The routes. ``tree_of`` gives a tenant's tree."""
-    routes = APIRouter(
-        prefix="/api/v1/files", tags=["Tenant files"], dependencies=[Depends(DESCRIBED_BEARER)]
-    )
+    routes = APIRouter(prefix="/api/v1/files", tags=["Tenant files"], dependencies=DESCRIBED_BEARER)
     api = TenantFiles(tree_of, spool, limits, max_request_bytes)
     described = partial(describe.route, errors=describe.TenantError)
 
@@ -86,7 +85,7 @@ def router(
     @routes.post(
         "/move",
         **described(
-            describe.Success, codes=_CHANGES, body=dict.fromkeys(names, describe.TEXT), required=names
+            describe.Success, codes=_CHANGES, body=dict.fromkeys(names, describe.NAME), required=names
         ),
     )
     async def move_file(request: Request, key: ApiKey = Depends(key_of)) -> Response:
@@ -95,7 +94,7 @@ def router(
 
     @routes.post(
         "/mkdir",
-        **described(describe.Success, codes=_CHANGES, body={"path": describe.TEXT}, required=["path"]),
+        **described(describe.Success, codes=_CHANGES, body={"path": describe.NAME}, required=["path"]),
     )
     async def make_directory(request: Request, key: ApiKey = Depends(key_of)) -> Response:
         """Make a directory and those that it is in. One that is there already is no error."""
@@ -187,7 +186,7 @@ def _placed(form: Form) -> list[NewFile]:
     files = []
     for part in form.files:
         name = _required(os.fsdecode(part.name), "the name of a file")
-        files.append(NewFile(prefix + b"/" + name if prefix else name, part.body))
+        files.append(NewFile(join(prefix, name), part.body))
     return files
 
 

@@ -15,10 +15,16 @@ from agentfuse.errors import NotFoundError, ObjectNotFoundError, UsageError
 from agentfuse.snapshots.document import Snapshot
 from agentfuse.snapshots.entries import Entry, printable
 from agentfuse.snapshots.history import History
-from agentfuse.snapshots.layout import check_id, execution_region
+from agentfuse.snapshots.layout import TENANT_FILES, TENANTS_PREFIX, check_id, execution_region
 
 MEMORY = "shared"
 """The region that snapshots are of unless another is named."""
+
+
+def main_region(owner: str) -> str:
+    """The region that an owner has of his own: an agent's memory, a tenant's file store."""
+    return TENANT_FILES if owner.startswith(TENANTS_PREFIX) else MEMORY
+
 
 _SYNTAX = (
     "write AGENT@NUMBER, AGENT@latest or AGENT@-1 (the one before the latest), with :PATH for a path in it"
@@ -78,7 +84,7 @@ def clean_path(path: bytes) -> bytes:
 
 def whose(agent: str, region: str) -> str:
     """What stands before the @ in the names of a region's snapshots."""
-    return agent if region == MEMORY else f"{agent}/{region.partition('/')[2]}"
+    return agent if region == main_region(agent) else f"{agent}/{region.partition('/')[2]}"
 
 
 def resolve(history: History, reference: Reference) -> int:

@@ -17,7 +17,7 @@ from agentfuse.snapshots.entries import Entry, tree_key
 from agentfuse.snapshots.history import History, kept_regions
 from agentfuse.snapshots.layout import object_key
 from agentfuse.snapshots.pins import Pins
-from agentfuse.snapshots.references import MEMORY, require_newest
+from agentfuse.snapshots.references import main_region, require_newest
 from agentfuse.sync.contents import stream_content, verify
 from agentfuse.sync.fetch import Run, plan
 from agentfuse.sync.reports import Meter
@@ -48,7 +48,7 @@ class FsckReport:
 
 
 class Checker:
-    """Checks one agent: its memory, and what its executions kept of other regions.
+    """Checks one agent, its memory and what its executions kept of other regions, or one tenant.
 
     A store that cannot be asked is no loss but a ``StoreError``.
     """
@@ -64,11 +64,12 @@ class Checker:
     def run(self, *, all_snapshots: bool) -> FsckReport:
         """Check the newest snapshot of every region, or all. Raises ``NotFoundError`` when there is none."""
         kept = kept_regions(self._store, self._agent)
-        memory = History(self._store, self._agent, MEMORY)
+        region = main_region(self._agent)
+        memory = History(self._store, self._agent, region)
         numbers = set(memory.numbers())
         if not numbers and not kept:
             require_newest(memory, self._agent)
-        self._check_region(memory, MEMORY, numbers, all_snapshots)
+        self._check_region(memory, region, numbers, all_snapshots)
         if all_snapshots:
             self._check_pins(memory, numbers)
         for region, times in sorted(kept.items()):
@@ -152,9 +153,10 @@ class Checker:
                 self._bad[_id(entry)] = problem
 
     def _check_pins(self, history: History, numbers: set[int]) -> None:
-        for number in Pins(self._store, self._agent, MEMORY).numbers():
+        region = main_region(self._agent)
+        for number in Pins(self._store, self._agent, region).numbers():
             if number not in numbers and not _is_there(history, number):
-                self._report.lost.append(Loss(MEMORY, number, None, "pinned, but the store has it no longer"))
+                self._report.lost.append(Loss(region, number, None, "pinned, but the store has it no longer"))
 
 
 def _is_there(history: History, number: int) -> bool:

@@ -11,6 +11,11 @@ import pytest
 from gateways import ACME, SMALL, SMALL_BYTES, Gateway, download, gateway, listing, upload
 from s3_servers import STORES
 
+from agentfuse.objectstore import open_store
+from agentfuse.progress import Silent
+from agentfuse.snapshots.layout import tenant_owner
+from agentfuse.sync.fsck import Checker
+
 EACH = 9000
 FIT = SMALL_BYTES // EACH
 
@@ -57,6 +62,12 @@ def test_what_one_gateway_has_answered_the_other_knows(pair: list[Gateway]) -> N
             assert download(one, f"both/g{number}").content == content
         names = [node["name"] for node in listing(one, "both")]
         assert names == ["d", "g0", "g1"] == [node["name"] for node in listing(other, "both")]
+
+
+def test_every_snapshot_is_whole(pair: list[Gateway]) -> None:
+    report = Checker(open_store(pair[0].store), tenant_owner("acme"), Silent()).run(all_snapshots=True)
+    assert report.snapshots > 3
+    assert not report.lost
 
 
 def test_moves_of_one_file_by_many_have_one_winner(pair: list[Gateway]) -> None:

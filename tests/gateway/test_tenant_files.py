@@ -273,4 +273,6 @@ def test_a_key_for_reading_changes_nothing(gateway: Gateway, client: httpx.Clien
 
 def test_paths_and_methods_that_do_not_exist_are_told_in_the_same_words(client: httpx.Client) -> None:
     assert is_refused(client.get("/api/v1/files/nothing"), 404)
-    assert is_refused(client.put("/api/v1/files"), 405)
+    wrong = client.put("/api/v1/files")
+    assert is_refused(wrong, 405)
+    assert wrong.headers["allow"] == "DELETE, GET"

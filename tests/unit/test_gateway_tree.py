@@ -28,7 +28,7 @@ from agentfuse.errors import (
     UsageError,
     WrongTypeError,
 )
-from agentfuse.gateway.draft import Draft, numbered
+from agentfuse.gateway.draft import Draft
 from agentfuse.gateway.filetree import FileTree, NewFile, clean
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.storedtree import StoredTree
@@ -153,15 +153,6 @@ def test_a_tree_beyond_its_quota_may_shrink_and_not_grow() -> None:
         draft.attempt(lambda draft: draft.put(b"b", 1, "0" * 64, 0o644, "replace"), USER)
     draft.attempt(lambda draft: draft.put(b"a", 400, "0" * 64, 0o644, "replace"), USER)
     assert draft.bytes == 400
-
-
-def test_numbered_names_keep_their_extension_and_their_length() -> None:
-    variants = numbered(b"d/report.tar.gz")
-    assert [next(variants) for _ in range(3)] == [
-        b"d/report.tar.gz", b"d/report.tar (1).gz", b"d/report.tar (2).gz"
-    ]  # fmt: skip
-    variants = numbered(b"x" * 255)
-    assert [len(next(variants)) for _ in range(2)] == [255, 255]
 
 
 @pytest.mark.parametrize(
