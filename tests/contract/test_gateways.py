@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
-from gateways import ACME, SMALL, SMALL_BYTES, Gateway, download, gateway, listing, upload
+from gateways import ACME, ORGANIZATION, SMALL, SMALL_BYTES, Gateway, download, gateway, listing, upload
 from s3_servers import STORES
 
+from agentfuse.errors import NotFoundError
+from agentfuse.gateway.staging import Staging
 from agentfuse.objectstore import open_store
 from agentfuse.progress import Silent
 from agentfuse.snapshots.layout import tenant_owner
@@ -84,3 +86,28 @@ def test_moves_of_one_file_by_many_have_one_winner(pair: list[Gateway]) -> None:
     assert Counter(statuses) == {200: 1, 400: 9}
     with pair[1].client(ACME) as client:
         assert [node["name"] for node in listing(client, "race")] == [f"taken by {statuses.index(200)}"]
+
+
+def test_a_staged_file_comes_back_whole_and_is_claimed_by_one_of_many(pair: list[Gateway]) -> None:
+    contents = [b"", b"small", bytes(range(256)) * 40_000]
+    with pair[0].client(ACME) as client:
+        parts = [("files", ("same name", content)) for content in contents]
+        staged = client.post("/agents/v2/temp-files", files=parts).json()["tempFiles"]
+    staging = Staging(open_store(pair[1].store))
+    for file, content in zip(staged, contents, strict=True):
+        assert b"".join(staging.pieces(staging.find(ORGANIZATION, file["id"]))) == content
+
+    def claim(number: int) -> bool:
+        try:
+            Staging(open_store(pair[0].store)).claim(ORGANIZATION, staged[1]["id"], f"e{number}")
+        except NotFoundError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(10) as executor:
+        assert list(executor.map(claim, range(10))).count(True) == 1
+    assert staging.sweep() == 0
+    for file in (staged[0], staged[2]):
+        staging.remove(staging.claim(ORGANIZATION, file["id"], "e"))
+        with pytest.raises(NotFoundError):
+            staging.find(ORGANIZATION, file["id"])
