@@ -6,6 +6,8 @@ import logging
 
 import httpx
 import pytest
+import trio
+import trio.testing
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -125,3 +127,32 @@ async def test_an_answer_that_breaks_off_is_not_completed(caplog: pytest.LogCapt
     await Edge(app, Metrics())({"type": "http", "method": "GET", "path": "/"}, receive, send)
     assert [message.get("body") for message in sent] == [None, b"some"]
     assert "cut off" in caplog.text
+
+
+async def test_beyond_so_many_requests_at_a_time_others_are_told_to_wait() -> None:
+    go = trio.Event()
+    served: list[int] = []
+
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        await go.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            served.append(message["status"])
+
+    edge = Edge(app, Metrics())
+    scope = {"type": "http", "method": "GET", "path": "/api/v1/files", "headers": []}
+    async with trio.open_nursery() as nursery:
+        for _ in range(600):
+            nursery.start_soon(edge, scope, receive, send)
+        await trio.testing.wait_all_tasks_blocked()
+        assert served == [503] * (600 - 512)
+        go.set()
+    assert served.count(200) == 512
+    await edge(scope, receive, send)
+    assert served[-1] == 200
