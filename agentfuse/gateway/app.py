@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TypedDict
 
 from fastapi import FastAPI, Response
 from starlette.exceptions import HTTPException
@@ -43,6 +44,12 @@ class Parts:
     spool: Path
 
 
+class _Bodies(TypedDict):
+    spool: Path
+    limits: Limits
+    max_request_bytes: int
+
+
 def build(parts: Parts) -> FastAPI:
     """The application of a gateway. It is served within the nursery that its trees commit in."""
     app = FastAPI(
@@ -61,24 +68,15 @@ def build(parts: Parts) -> FastAPI:
     def tree_of(tenant: str) -> StoredTree:
         return parts.trees.get(tenant_owner(tenant), TENANT_FILES, settings.quota_of(tenant))
 
-    app.include_router(
-        temp_files.router(
-            key_dependency(keyring, "asteroid", ASTEROID_HEADERS),
-            Staging(parts.store),
-            spool=parts.spool,
-            limits=parts.limits,
-            max_request_bytes=settings.max_request_bytes,
-        )
-    )
-    app.include_router(
-        tenant_files.router(
-            key_dependency(keyring, "tenant-files", TENANT_HEADERS),
-            tree_of,
-            spool=parts.spool,
-            limits=parts.limits,
-            max_request_bytes=settings.max_request_bytes,
-        )
-    )
+    bodies: _Bodies = {
+        "spool": parts.spool,
+        "limits": parts.limits,
+        "max_request_bytes": settings.max_request_bytes,
+    }
+    asteroid = key_dependency(keyring, "asteroid", ASTEROID_HEADERS)
+    app.include_router(temp_files.router(asteroid, temp_files.TempFiles(Staging(parts.store), **bodies)))
+    tenant = key_dependency(keyring, "tenant-files", TENANT_HEADERS)
+    app.include_router(tenant_files.router(tenant, tenant_files.TenantFiles(tree_of, **bodies)))
     app.include_router(blobs.router(parts.links, parts.store, parts.limits.downloads))
     app.include_router(health.router(health.Readiness(parts.store)))
     app.include_router(metrics.router(parts.metrics))

@@ -11,8 +11,8 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from agentfuse.admission import ApiKey, sha256_of
 from agentfuse.gateway.edge import DeniedError
 
-KeyOf = Callable[[Request], Awaitable[ApiKey]]
-"""A dependency that gives the key of a request."""
+Authenticate = Callable[[Request], Awaitable[None]]
+"""A dependency that lets a request pass, whose key :func:`key_of` then tells."""
 
 _READS = ("GET", "HEAD")
 _MAX_KEY = 1024
@@ -36,14 +36,14 @@ class Keyring:
         return found
 
 
-def key_dependency(keyring: Keyring, family: str, headers: Sequence[str]) -> KeyOf:
-    """What an API family's routes depend on: the key of the request, which is for that family.
+def key_dependency(keyring: Keyring, family: str, headers: Sequence[str]) -> Authenticate:
+    """What all routes of an API family depend on: that the request has a key that is for that family.
 
     ``headers`` are those that may hold it, in lower case, the first one that is there counting; a leading
     ``Bearer`` is taken off, which ``authorization`` must have. Raises ``DeniedError``.
     """
 
-    async def key_of(request: Request) -> ApiKey:
+    async def authenticate(request: Request) -> None:
         presented = next(filter(None, (_presented(request, header) for header in headers)), "")
         key = keyring.find(presented) if presented else None
         if key is None:
@@ -51,9 +51,16 @@ def key_dependency(keyring: Keyring, family: str, headers: Sequence[str]) -> Key
         may_read = request.method in _READS and f"{family}:read" in key.scopes
         if family not in key.scopes and not may_read:
             raise DeniedError(f"this key is not for {request.method} of {family}", 403)
-        return key
+        request.state.key = key
 
-    return key_of
+    return authenticate
+
+
+def key_of(request: Request) -> ApiKey:
+    """The key of a request that was let pass."""
+    key = request.state.key
+    assert isinstance(key, ApiKey)
+    return key
 
 
 def _presented(request: Request, header: str) -> str:

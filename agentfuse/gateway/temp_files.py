@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from agentfuse.admission import ApiKey
 from agentfuse.errors import UsageError
 from agentfuse.gateway import describe
-from agentfuse.gateway.auth import DESCRIBED_ASTEROID, KeyOf
+from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
 from agentfuse.gateway.bodies import JsonAnswer, TooLargeError, query_of
 from agentfuse.gateway.edge import DeniedError
 from agentfuse.gateway.filetree import Body
@@ -30,11 +30,13 @@ MAX_FILE_BYTES = 200 * MiB
 """What an execution's uploads may hold by default: a larger file could never be attached."""
 
 
-def router(
-    key_of: KeyOf, staging: Staging, *, spool: Path, limits: Limits, max_request_bytes: int
-) -> APIRouter:
+def router(authenticate: Authenticate, api: TempFiles) -> APIRouter:
     """The routes."""
-    routes = APIRouter(prefix="/agents/v2/temp-files", tags=["Staging"], dependencies=DESCRIBED_ASTEROID)
+    routes = APIRouter(
+        prefix="/agents/v2/temp-files",
+        tags=["Staging"],
+        dependencies=[Depends(authenticate), *DESCRIBED_ASTEROID],
+    )
     described: partial[dict[str, Any]] = partial(
         describe.route,
         describe.TempFiles,
@@ -42,17 +44,42 @@ def router(
         body={"files": describe.FILES},
         required=["files"],
     )
+    named = described(path={"organizationId": "The organization, a UUID"})
+    routes.post("/{organizationId}", name="temp_files_stage", **named)(api.stage)
+    by_default = described(query={"organizationId": "The organization; by default the key's"})
+    routes.post("", name="temp_files_upload", **by_default)(api.upload)
+    return routes
 
-    async def stage(request: Request, organization: str, key: ApiKey) -> Response:
+
+class TempFiles:
+    """What the routes do. ``spool`` is where bodies wait."""
+
+    def __init__(self, staging: Staging, *, spool: Path, limits: Limits, max_request_bytes: int) -> None:
+        self._staging = staging
+        self._spool = spool
+        self._limits = limits
+        self._max_request_bytes = max_request_bytes
+
+    async def stage(self, request: Request) -> Response:
+        """Stage files of an organization for an execution. They expire after 60 minutes."""
+        return await self._stage(request, request.path_params["organizationId"])
+
+    async def upload(self, request: Request) -> Response:
+        """Stage files of the key's organization for an execution. They expire after 60 minutes."""
+        organization = query_of(request, "organizationId") or key_of(request).organization
+        return await self._stage(request, organization)
+
+    async def _stage(self, request: Request, organization: str) -> Response:
+        key = key_of(request)
         _require_member(organization, key)
-        with Spool(spool) as spooled:
+        with Spool(self._spool) as spool:
             form = await read_form(
                 request,
-                spooled,
-                limits.spool,
+                spool,
+                self._limits.spool,
                 files="files",
                 max_file_bytes=MAX_FILE_BYTES,
-                max_bytes=max_request_bytes,
+                max_bytes=self._max_request_bytes,
             )
             files = [_checked(part) for part in form.files]
             if not files:
@@ -60,21 +87,9 @@ def router(
             if any(part.is_too_large for part in form.files):
                 raise TooLargeError(f"a file is larger than {MAX_FILE_BYTES:,} bytes")
             staged = await trio.to_thread.run_sync(
-                staging.stage, key.organization, files, limiter=limits.uploads
+                self._staging.stage, key.organization, files, limiter=self._limits.uploads
             )
         return JsonAnswer({"tempFiles": [{"id": each.id, "name": each.name} for each in staged]})
-
-    @routes.post("/{organizationId}", **described(path={"organizationId": "The organization, a UUID"}))
-    async def temp_files_stage(request: Request, key: ApiKey = Depends(key_of)) -> Response:
-        """Stage files of an organization for an execution. They expire after 60 minutes."""
-        return await stage(request, request.path_params["organizationId"], key)
-
-    @routes.post("", **described(query={"organizationId": "The organization; by default the key's"}))
-    async def temp_files_upload(request: Request, key: ApiKey = Depends(key_of)) -> Response:
-        """Stage files of the key's organization for an execution. They expire after 60 minutes."""
-        return await stage(request, query_of(request, "organizationId") or key.organization, key)
-
-    return routes
 
 
 def _require_member(organization: str, key: ApiKey) -> None:

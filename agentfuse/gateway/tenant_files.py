@@ -15,10 +15,9 @@ from typing import Any, NoReturn
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from agentfuse.admission import ApiKey
 from agentfuse.errors import ExistsError, NotFoundError, QuotaExceededError, UsageError, WrongTypeError
 from agentfuse.gateway import describe
-from agentfuse.gateway.auth import DESCRIBED_BEARER, KeyOf
+from agentfuse.gateway.auth import DESCRIBED_BEARER, Authenticate, key_of
 from agentfuse.gateway.bodies import JsonAnswer, TooLargeError, query_of, read_json, text_of
 from agentfuse.gateway.downloads import send_file, timestamp
 from agentfuse.gateway.edge import StatedError
@@ -33,105 +32,73 @@ from agentfuse.regions import Creator, MiB
 MAX_FILE_BYTES = 50 * MiB
 
 _USER = Creator.USER
-_BINARY = "application/octet-stream"
-_PATH = {"path": "Relative path"}
 _CHANGES = (400, 401, 413, 507)
 
 
-def router(
-    key_of: KeyOf,
-    tree_of: Callable[[str], StoredTree],
-    *,
-    spool: Path,
-    limits: Limits,
-    max_request_bytes: int,
-) -> APIRouter:
-    """The routes. ``tree_of`` gives a tenant's tree."""
-    routes = APIRouter(prefix="/api/v1/files", tags=["Tenant files"], dependencies=DESCRIBED_BEARER)
-    api = TenantFiles(tree_of, spool, limits, max_request_bytes)
+def router(authenticate: Authenticate, api: TenantFiles) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(
+        prefix="/api/v1/files",
+        tags=["Tenant files"],
+        dependencies=[Depends(authenticate), *DESCRIBED_BEARER],
+    )
     described = partial(describe.route, errors=describe.TenantError)
-
-    @routes.get("", **described(describe.TenantListing, codes=(400, 401), query={"path": "Directory"}))
-    async def list_files(request: Request, key: ApiKey = Depends(key_of)) -> Response:
-        """List a directory; empty `path` for the root. A path that is no directory holds nothing."""
-        return await api.list(request, key)
-
-    @routes.get("/download", **described(_BINARY, codes=(400, 401, 404), query=_PATH, required=["path"]))
-    async def download_file(request: Request, key: ApiKey = Depends(key_of)) -> Response:
-        """Download a file. `Range`, `If-None-Match` and `If-Range` are understood."""
-        return await api.download(request, key)
-
-    @routes.head("/download", include_in_schema=False)
-    async def head_file(request: Request, key: ApiKey = Depends(key_of)) -> Response:
-        return await api.download(request, key)
-
+    path: dict[str, Any] = {"query": {"path": "Relative path"}, "required": ["path"]}
     form = {"files": describe.FILES, "path": describe.TEXT}
+    move, mkdir = dict.fromkeys(("src_path", "dst_path"), describe.NAME), {"path": describe.NAME}
 
-    @routes.post(
-        "/upload",
-        **described(describe.TenantUploaded, codes=(400, 401, 413, 507), body=form, required=["files"]),
-    )
-    async def upload_files(request: Request, key: ApiKey = Depends(key_of)) -> Response:
-        """Upload files, 50 MiB each at most, under the prefix `path`: all of them or none."""
-        return await api.upload(request, key)
-
-    @routes.delete("", **described(None, codes=(400, 401), query=_PATH, required=["path"]))
-    async def delete_file(request: Request, key: ApiKey = Depends(key_of)) -> Response:
-        """Delete a file, or an empty directory. One that is not there is no error."""
-        return await api.delete(request, key)
-
-    names = ("src_path", "dst_path")
-
-    @routes.post(
-        "/move",
-        **described(
-            describe.Success, codes=_CHANGES, body=dict.fromkeys(names, describe.NAME), required=names
-        ),
-    )
-    async def move_file(request: Request, key: ApiKey = Depends(key_of)) -> Response:
-        """Move or rename a file or directory. Directories on the way are made; nothing is replaced."""
-        return await api.move(request, key)
-
-    @routes.post(
-        "/mkdir",
-        **described(describe.Success, codes=_CHANGES, body={"path": describe.NAME}, required=["path"]),
-    )
-    async def make_directory(request: Request, key: ApiKey = Depends(key_of)) -> Response:
-        """Make a directory and those that it is in. One that is there already is no error."""
-        return await api.mkdir(request, key)
-
+    listed = described(describe.TenantListing, codes=(400, 401), query={"path": "Directory"})
+    routes.get("", name="list_files", **listed)(api.list)
+    downloaded = described("application/octet-stream", codes=(400, 401, 404), **path)
+    routes.get("/download", name="download_file", **downloaded)(api.download)
+    routes.head("/download", include_in_schema=False)(api.download)
+    uploaded = described(describe.TenantUploaded, codes=_CHANGES, body=form, required=["files"])
+    routes.post("/upload", name="upload_files", **uploaded)(api.upload)
+    routes.delete("", name="delete_file", **described(None, codes=(400, 401), **path))(api.delete)
+    moved = described(describe.Success, codes=_CHANGES, body=move, required=move)
+    routes.post("/move", name="move_file", **moved)(api.move)
+    made = described(describe.Success, codes=_CHANGES, body=mkdir, required=mkdir)
+    routes.post("/mkdir", name="make_directory", **made)(api.mkdir)
     return routes
 
 
 class TenantFiles:
-    """What the routes do."""
+    """What the routes do. ``tree_of`` gives a tenant's tree, ``spool`` is where bodies wait."""
 
     def __init__(
-        self, tree_of: Callable[[str], StoredTree], spool: Path, limits: Limits, max_request_bytes: int
+        self,
+        tree_of: Callable[[str], StoredTree],
+        *,
+        spool: Path,
+        limits: Limits,
+        max_request_bytes: int,
     ) -> None:
         self._tree_of = tree_of
         self._spool = spool
         self._limits = limits
         self._max_request_bytes = max_request_bytes
 
-    async def list(self, request: Request, key: ApiKey) -> Response:
+    async def list(self, request: Request) -> Response:
+        """List a directory; empty `path` for the root. A path that is no directory holds nothing."""
         path = _clean(query_of(request, "path"))
         try:
-            nodes = await self._tree_of(key.tenant).list(path)
+            nodes = await self._tree(request).list(path)
         except (NotFoundError, WrongTypeError):
             nodes = []
         return JsonAnswer({"files": [_listed(node) for node in nodes]})
 
-    async def download(self, request: Request, key: ApiKey) -> Response:
+    async def download(self, request: Request) -> Response:
+        """Download a file. `Range`, `If-None-Match` and `If-Range` are understood."""
         path = _required(query_of(request, "path"), "path")
         try:
-            file = await self._tree_of(key.tenant).open(path)
+            file = await self._tree(request).open(path)
         except WrongTypeError as error:
             raise NotFoundError(error.message) from error
         return await send_file(request, file, "application/octet-stream")
 
-    async def upload(self, request: Request, key: ApiKey) -> Response:
-        tree = self._tree_of(key.tenant)
+    async def upload(self, request: Request) -> Response:
+        """Upload files, 50 MiB each at most, under the prefix `path`: all of them or none."""
+        tree = self._tree(request)
         with Spool(self._spool) as spool:
             form = await read_form(
                 request,
@@ -147,22 +114,28 @@ class TenantFiles:
             nodes = await tree.put(files, creator=_USER)
         return JsonAnswer({"uploaded": [{"path": _text(n.path), "size": n.size} for n in nodes]})
 
-    async def delete(self, request: Request, key: ApiKey) -> Response:
+    async def delete(self, request: Request) -> Response:
+        """Delete a file, or an empty directory. One that is not there is no error."""
         path = _required(query_of(request, "path"), "path")
         with suppress(NotFoundError):
-            await self._tree_of(key.tenant).delete(path, creator=_USER)
+            await self._tree(request).delete(path, creator=_USER)
         return Response(status_code=204)
 
-    async def move(self, request: Request, key: ApiKey) -> Response:
+    async def move(self, request: Request) -> Response:
+        """Move or rename a file or directory. Directories on the way are made; nothing is replaced."""
         body = await read_json(request)
         source, target = (_required(text_of(body, name), name) for name in ("src_path", "dst_path"))
-        await _valid(self._tree_of(key.tenant).move(source, target, creator=_USER))
+        await _valid(self._tree(request).move(source, target, creator=_USER))
         return JsonAnswer({"success": True})
 
-    async def mkdir(self, request: Request, key: ApiKey) -> Response:
+    async def mkdir(self, request: Request) -> Response:
+        """Make a directory and those that it is in. One that is there already is no error."""
         path = _required(text_of(await read_json(request), "path"), "path")
-        await _valid(self._tree_of(key.tenant).mkdir(path, creator=_USER, parents=True, exist_ok=True))
+        await _valid(self._tree(request).mkdir(path, creator=_USER, parents=True, exist_ok=True))
         return JsonAnswer({"success": True})
+
+    def _tree(self, request: Request) -> StoredTree:
+        return self._tree_of(key_of(request).tenant)
 
 
 def _clean(text: str) -> bytes:
