@@ -1,0 +1,1 @@
+"""Executions: their records in the store, and their lives on this host."""
