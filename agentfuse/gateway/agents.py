@@ -23,7 +23,7 @@ _PREFIX = "gateway/agents/"
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """An agent. ``created_at`` is in seconds since the epoch, ``version`` its workflow version's stable id."""
+    """An agent. ``created_at``: seconds since the epoch; ``version``: its workflow version's stable id."""
 
     id: str
     organization: str

@@ -98,13 +98,6 @@ class Records:
             yield organization
             after = f"{_PREFIX}{organization}0"  # "0" follows "/"
 
-    def remove(self, organization: str, execution: str) -> None:
-        """All revisions, the newest last: as long as there is one, the record is what it was."""
-        for found in list(self._store.list(_prefix(organization, execution))):
-            self._store.delete(found.key)
-        with self._lock:
-            self._known.pop((organization, execution), None)
-
     def _newest(self, organization: str, execution: str) -> tuple[int, Execution]:
         try:
             prefix = _prefix(organization, execution)
