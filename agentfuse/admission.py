@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from urllib.parse import urlsplit
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 from agentfuse.regions import MiB
 from agentfuse.values import Address, shown
@@ -40,6 +41,11 @@ class ApiKey:
     scopes: tuple[str, ...] = FAMILIES
     name: str = ""
 
+    @property
+    def id(self) -> str:
+        """What stands for the key wherever it must be named: a UUID that gives nothing away."""
+        return str(uuid5(NAMESPACE_OID, f"agentfuse key {self.sha256}"))
+
 
 @dataclass(frozen=True, slots=True)
 class Quota:
@@ -56,6 +62,7 @@ class Gateway:
     ``tenant_quota`` is that of a tenant that ``tenants`` does not name. ``blob_secret_file`` holds what
     links are signed with, the same on all gateways; None: each host makes its own.
     ``grace_s``: how long requests may go on after SIGTERM. ``max_request_bytes``: the longest body.
+    ``public_url``: how clients reach it, without a slash at the end; empty: as they say themselves.
     """
 
     listen: Address = DEFAULT_LISTEN
@@ -65,6 +72,7 @@ class Gateway:
     blob_secret_file: Path | None = None
     grace_s: float = 30.0
     max_request_bytes: int = 1024 * MiB
+    public_url: str = ""
 
     def quota_of(self, tenant: str) -> Quota:
         """What a tenant's store may hold."""
@@ -74,6 +82,19 @@ class Gateway:
 def sha256_of(key: str) -> str:
     """What the configuration says of a key."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+
+
+def public_url(value: object) -> str:
+    """How clients reach the gateway: a URL, perhaps with a path, without a slash at the end."""
+    text = value if isinstance(value, str) and value.isascii() and value.isprintable() else ""
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url or parts.query or parts.fragment or parts.username or " " in text:
+        raise ValueError(f'{shown(value)} is not a base URL; write it like "https://files.example.com"')
+    return text.rstrip("/")
 
 
 def _sha256(value: object) -> str:

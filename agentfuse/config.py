@@ -301,6 +301,7 @@ _GATEWAY: dict[str, tuple[Callable[[object], Any], str]] = {
     ),
     "grace": (parse_duration, "grace_s"),
     "max_request": (parse_size, "max_request_bytes"),
+    "public_url": (admission.public_url, "public_url"),
 }
 _QUOTA: dict[str, tuple[Callable[[object], Any], str]] = {
     "bytes": (parse_size, "bytes"),

@@ -60,11 +60,18 @@ async def pieces(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
             return
 
 
-async def read_json(request: Request) -> dict[str, Any]:
-    """A body that is one JSON object. Raises ``UsageError`` for anything else."""
+async def read_json(
+    request: Request, *, max_bytes: int = MAX_JSON_BYTES, may_be_empty: bool = False
+) -> dict[str, Any]:
+    """A body that is one JSON object; none at all is an empty one if it ``may_be_empty``.
+
+    Raises ``UsageError`` for anything else.
+    """
     body = bytearray()
-    async for piece in pieces(request, MAX_JSON_BYTES):
+    async for piece in pieces(request, max_bytes):
         body += piece
+    if may_be_empty and not body:
+        return {}
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -82,10 +89,10 @@ def text_of(body: dict[str, Any], key: str) -> str:
     return value
 
 
-def query_of(request: Request, key: str) -> str:
-    """A parameter of the query, empty where there is none; bytes that are not UTF-8 are lone surrogates."""
+def queries_of(request: Request) -> dict[str, list[str]]:
+    """All parameters of the query; bytes that are not UTF-8 are lone surrogates."""
     try:
-        found = parse_qs(
+        return parse_qs(
             request.scope["query_string"].decode("latin-1"),
             keep_blank_values=True,
             errors="surrogateescape",
@@ -93,7 +100,11 @@ def query_of(request: Request, key: str) -> str:
         )
     except ValueError:
         raise UsageError("the query has too many parameters") from None
-    return str(found.get(key, [""])[-1])
+
+
+def query_of(request: Request, key: str) -> str:
+    """A parameter of the query, empty where there is none; see :func:`queries_of`."""
+    return queries_of(request).get(key, [""])[-1]
 
 
 class JsonAnswer(Response):

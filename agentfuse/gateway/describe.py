@@ -5,6 +5,7 @@ known before anything of a body is read; here is what they read and answer, for 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import GenericAlias
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -75,20 +76,28 @@ class Ready(BaseModel):
     problem: str | None = None
 
 
+Answer = type[BaseModel] | GenericAlias | str | None
+"""A model, a list of one, a media type, or None for no body at all."""
+
+
 def route(
-    answer: type[BaseModel] | str | None,
+    answer: Answer,
     *,
+    status: int | None = None,
+    also: Iterable[int] = (),
     errors: type[BaseModel] | str = "text/plain",
     codes: Iterable[int] = (),
     path: Mapping[str, str] | None = None,
     query: Mapping[str, str] | None = None,
+    schemas: Mapping[str, Mapping[str, Any]] | None = None,
     body: Mapping[str, Any] | None = None,
     required: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Arguments of a route's decorator.
 
-    ``answer``: a model, a media type, or None for 204. ``errors``: the same, of the statuses ``codes``.
-    ``path`` and ``query``: parameters and what they are; ``required`` names those, and properties of
+    ``answer`` comes with ``status``, by default 200, or 204 for None, and with those in ``also``. ``errors``:
+    a model or media type, of the statuses ``codes``. ``path`` and ``query``: parameters and what they are;
+    ``schemas``: of those that are not any text; ``required`` names those, and properties of
     ``body``, that must be there. A body with ``files`` is a form, another one JSON.
     """
     needed = set(required)
@@ -102,7 +111,7 @@ def route(
                 "in": where,
                 "required": where == "path" or name in needed,
                 "description": what,
-                "schema": NAME if where == "path" or name in needed else TEXT,
+                "schema": (schemas or {}).get(name, NAME if where == "path" or name in needed else TEXT),
             }
             for where, name, what in parameters
         ]
@@ -110,16 +119,17 @@ def route(
         media = "multipart/form-data" if "files" in body else "application/json"
         schema = {"type": "object", "properties": body, "required": sorted(needed & body.keys())}
         extra["requestBody"] = {"required": True, "content": {media: {"schema": schema}}}
-    status = 204 if answer is None else 200
+    status = status or (204 if answer is None else 200)
+    answers = {each: _response(answer) for each in (status, *also)}
     return {
         "status_code": status,
         "response_model": None,
-        "responses": {status: _response(answer), **{code: _response(errors) for code in codes}},
+        "responses": answers | {code: _response(errors) for code in codes},
         "openapi_extra": extra,
     }
 
 
-def _response(what: type[BaseModel] | str | None) -> dict[str, Any]:
+def _response(what: Answer) -> dict[str, Any]:
     if what is None:
         return {"description": "Done"}
     if isinstance(what, str):

@@ -48,11 +48,13 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
     settings = load(
         tmp_path,
         '[gateway]\nlisten = "[::1]:80"\ngrace = "5s"\nmax_request = "2MiB"\nblob_secret_file = "/s"\n'
+        'public_url = "https://files.example.com:8443/agents/"\n'
         '[tenants.default]\nbytes = "1KiB"\nfiles = 5\n[tenants."a.b"]\nbytes = "2KiB"\n'
         + entry(tenant='"a.b"', scopes='["asteroid", "shinzo:read"]', name='"ci"'),
     ).gateway
     assert (settings.listen, settings.grace_s, settings.max_request_bytes) == (Address("::1", 80), 5.0, 2**21)
     assert settings.blob_secret_file == Path("/s")
+    assert settings.public_url == "https://files.example.com:8443/agents"
     assert settings.quota_of("anybody") == Quota(1024, 5)
     assert settings.quota_of("a.b") == Quota(2048, 5)
     (key,) = settings.keys
@@ -86,6 +88,9 @@ def test_the_flag_and_the_dev_key_win_and_add(tmp_path: Path) -> None:
         (entry(tenents='"a"'), "did you mean tenant?"),
         ("[gateway]\nlisten = 80", "gateway.listen: "),
         ("[gateway]\ngrace = 5", "gateway.grace: "),
+        ('[gateway]\npublic_url = "files.example.com"', '"https://files.example.com"'),
+        ('[gateway]\npublic_url = "https://h/?a=b"', "not a base URL"),
+        ('[gateway]\npublic_url = "https://[::1"', "not a base URL"),
         ("gateway = 5", "gateway: must be a table"),
         ('[tenants."a/b"]\nbytes = 5', '"a/b" cannot be a tenant'),
         ("[tenants.a]\nfiles = 1000001", "write 1000000 or less"),
