@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qs
 
+import msgspec
 import trio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -108,10 +109,13 @@ def query_of(request: Request, key: str) -> str:
 
 
 class JsonAnswer(Response):
-    """A value as JSON in ASCII."""
+    """A value as JSON."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """The value's text."""
-        return json.dumps(content, separators=(",", ":")).encode()
+        try:
+            return msgspec.json.encode(content)  # ten times as fast, which long listings notice
+        except UnicodeEncodeError:  # lone surrogates: names that are not UTF-8
+            return json.dumps(content, separators=(",", ":")).encode()

@@ -6,6 +6,7 @@ import datetime
 import re
 from collections.abc import AsyncIterator
 from email.utils import formatdate
+from functools import lru_cache
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -111,4 +112,9 @@ def _disposition(node: Node) -> str:
 
 def timestamp(ns: int) -> str:
     """``2025-01-15T10:30:00Z``."""
-    return datetime.datetime.fromtimestamp(ns // 10**9, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _timestamp(ns // 10**9)
+
+
+@lru_cache(maxsize=4096)  # most of a large listing's formatting; its files were often made together
+def _timestamp(seconds: int) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -32,6 +32,7 @@ MAX_ENTRIES = 1_000_000
 
 _KIND: Literal["agentfuse snapshot"] = "agentfuse snapshot"
 _MAX = 2**62
+_GATHER_BYTES = 64 * 1024  # each call of the compressor gives the interpreter's lock away and wants it back
 _GZIP = 31  # zlib's number for the gzip container, with a CRC of its own and no time in it
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX)]
@@ -308,6 +309,7 @@ class _Packer:
         self._name = name
         self._compressor = zlib.compressobj(6, wbits=_GZIP)
         self._packed = bytearray()
+        self._gathered = bytearray()
         self._digest = hashlib.sha256()
         self._size = 0
         self._lines = 0
@@ -324,12 +326,19 @@ class _Packer:
 
     def sealed(self) -> bytes:
         self._put(msgspec.json.encode(_Seal(seal=self._digest.hexdigest())) + b"\n")
+        self._pack()
         return bytes(self._packed + self._compressor.flush())
 
     def _put(self, line: bytes) -> None:
         self._size += len(line)
         self._digest.update(line)
-        self._packed += self._compressor.compress(line)
+        self._gathered += line
+        if len(self._gathered) >= _GATHER_BYTES:
+            self._pack()
+
+    def _pack(self) -> None:
+        self._packed += self._compressor.compress(self._gathered)
+        self._gathered.clear()
 
 
 def _unpack(data: bytes) -> bytes:
