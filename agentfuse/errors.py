@@ -9,6 +9,7 @@
     │  └─ MountError          EBUSY    409   73  the mountpoint cannot be used
     ├─ BusyError              EBUSY    409   75  somebody else holds it
     ├─ ExistsError            EEXIST   409   73  something has that name already
+    ├─ ChangedError           EBUSY    412   75  a file is not what it was when it was read
     ├─ NotFoundError          ENOENT   404   66  no such mount, agent, snapshot
     ├─ QuotaExceededError     EDQUOT   507   73  a region's bytes or files are used up
     ├─ StoreError             EIO      502   69  the object store failed or cannot be reached
@@ -115,6 +116,14 @@ class ExistsError(AgentfuseError):
     errno = errno.EEXIST
     http_status = 409
     exit_code = 73
+
+
+class ChangedError(AgentfuseError):
+    """A file is not what it was when it was read, on which the request depends."""
+
+    errno = errno.EBUSY
+    http_status = 412
+    exit_code = 75
 
 
 class NotFoundError(AgentfuseError):

@@ -16,6 +16,7 @@ from agentfuse.door.doors import OnCollision
 from agentfuse.door.worker import numbered
 from agentfuse.errors import (
     AgentfuseError,
+    ChangedError,
     ExistsError,
     NotEmptyError,
     NotFoundError,
@@ -23,6 +24,7 @@ from agentfuse.errors import (
     UsageError,
     WrongTypeError,
 )
+from agentfuse.gateway.filetree import LABELS
 from agentfuse.home.walk import join
 from agentfuse.regions import Creator
 from agentfuse.snapshots.entries import Entry, names_by_inode, parent_of, printable
@@ -74,18 +76,30 @@ class Draft:
 
     # -- operations; paths are clean
 
-    def put(self, path: bytes, size: int, sha256: str, mode: int, on_collision: OnCollision) -> Entry:
+    def put(
+        self,
+        path: bytes,
+        size: int,
+        sha256: str,
+        mode: int,
+        on_collision: OnCollision,
+        *,
+        if_match: str = "",
+    ) -> Entry:
         """A file, and its parents. See ``FileTree.put``."""
         if not path:
             raise WrongTypeError("the root is a directory")
-        self._make_parents(path)
         there = self.entries.get(path)
+        if if_match and (there is None or there.sha256 != if_match):
+            raise ChangedError(f"{printable(path)!r} is not what it was when it was read")
+        self._make_parents(path)
         if there is not None and on_collision == "number":
             path = self._free(path)
         elif there is not None and there.type == "dir":
             raise WrongTypeError(f"{printable(path)!r} is a directory")
         elif there is not None and on_collision == "refuse":
             raise ExistsError(f"{printable(path)!r} exists already")
+        replaced = self.entries.get(path)
         made = Entry(
             path=path,
             type="file",
@@ -94,6 +108,7 @@ class Draft:
             size=size,
             sha256=sha256,
             created_by=self._creator,
+            xattrs=() if replaced is None else tuple(each for each in replaced.xattrs if each[0] == LABELS),
         )
         self._change(path, made)
         return made
@@ -150,6 +165,23 @@ class Draft:
         elif self.find(parent_of(path)).type != "dir":
             raise WrongTypeError(f"{printable(parent_of(path))!r} is no directory")
         self._make_directory(path)
+
+    def annotate(self, path: bytes, *, mode: int | None, labels: bytes | None) -> Entry:
+        """See ``FileTree.annotate``."""
+        found = self.find(path)
+        if found.type not in ("file", "dir"):
+            raise WrongTypeError(f"{printable(path)!r} is a {found.type}")
+        made = found if mode is None else msgspec.structs.replace(found, mode=mode)
+        if labels is not None:
+            others = [each for each in found.xattrs if each[0] != LABELS]
+            xattrs = sorted([*others, (LABELS, labels)] if labels else others)
+            made = msgspec.structs.replace(made, xattrs=tuple(xattrs))
+        names = (
+            [each.path for each in self.entries.values() if each.link == found.link] if found.link else [path]
+        )
+        for name in names:
+            self._change(name, msgspec.structs.replace(made, path=name))
+        return made
 
     def find(self, path: bytes) -> Entry:
         """The entry of a path. Raises ``NotFoundError``."""

@@ -24,12 +24,19 @@ from agentfuse.sync.upload import Readable
 
 MAX_PATH_BYTES = 4095
 
+LABELS = b"user.labels"
+"""The extended attribute that holds them: so they are in snapshots, and come back with the file."""
+
+MAX_LABELS_BYTES = 2048
+"""Some filesystems have 4 KiB for all attributes of a file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
     """One path. ``size`` is in bytes, of files only; ``mtime_ns`` nanoseconds since the epoch.
 
-    ``etag`` is a strong validator of a file's content, without quotes.
+    ``etag`` is a strong validator of a file's content, without quotes. ``labels``: what
+    :meth:`FileTree.annotate` was given last.
     """
 
     path: bytes
@@ -39,6 +46,7 @@ class Node:
     mtime_ns: int
     created_by: Creator
     etag: str = ""
+    labels: bytes = b""
 
     @property
     def name(self) -> bytes:
@@ -118,11 +126,19 @@ class FileTree(Protocol):
         """A file to be read. Raises ``NotFoundError``, ``WrongTypeError``."""
 
     async def put(
-        self, files: Sequence[NewFile], *, creator: Creator, on_collision: OnCollision = "replace"
+        self,
+        files: Sequence[NewFile],
+        *,
+        creator: Creator,
+        on_collision: OnCollision = "replace",
+        directories: Sequence[bytes] = (),
+        if_match: str = "",
     ) -> Sequence[Node]:
         """Make files, and the directories that they need: each whole or not at all; where they are then.
 
-        A file whose name is taken replaces the file there, is refused, or becomes ``name (1)``.
+        A file whose name is taken replaces the file there, whose labels it keeps, is refused, or becomes
+        ``name (1)``. ``directories`` are made as well, those that are not there yet. ``if_match``: the etag
+        that each of the files must have until it is replaced, else ``ChangedError``.
 
         A stored tree takes all of them or none, in one step with the quota. A live one takes them in
         order, and those before a failure stay. Raises ``QuotaExceededError``, ``ExistsError`` (with
@@ -147,6 +163,14 @@ class FileTree(Protocol):
     ) -> None:
         """Make a directory. Raises ``ExistsError``, ``NotFoundError`` (no parent), ``WrongTypeError`` for a
         file in the way, ``QuotaExceededError``."""
+
+    async def annotate(
+        self, path: bytes, *, creator: Creator, mode: int | None = None, labels: bytes | None = None
+    ) -> Node:
+        """Set the permissions and labels of a file or directory; None leaves them. Its facts then.
+
+        Labels are some bytes of an API's, up to ``MAX_LABELS_BYTES``, that go wherever the file goes. Raises
+        ``NotFoundError``, ``WrongTypeError`` for what is neither a file nor a directory."""
 
     async def usage(self) -> Usage:
         """What it holds."""

@@ -24,7 +24,7 @@ from agentfuse.door.doors import OnCollision
 from agentfuse.errors import AgentfuseError, IntegrityError, NotFoundError, StoreError, WrongTypeError
 from agentfuse.gateway.batches import Batches
 from agentfuse.gateway.draft import Draft, children
-from agentfuse.gateway.filetree import Body, NewFile, Node, Usage
+from agentfuse.gateway.filetree import LABELS, Body, NewFile, Node, Usage
 from agentfuse.gateway.limits import Limits
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.progress import Silent
@@ -135,14 +135,22 @@ class StoredTree:
         return StoredFile(self._store, self._owner, entry, self._limits.downloads)
 
     async def put(
-        self, files: Sequence[NewFile], *, creator: Creator, on_collision: OnCollision = "replace"
+        self,
+        files: Sequence[NewFile],
+        *,
+        creator: Creator,
+        on_collision: OnCollision = "replace",
+        directories: Sequence[bytes] = (),
+        if_match: str = "",
     ) -> Sequence[Node]:
-        operation = partial(_put, files=files, on_collision=on_collision)
+        operation = partial(
+            _put, files=files, on_collision=on_collision, directories=directories, if_match=if_match
+        )
         large = [file.body for file in files if file.body.size >= SMALL_BYTES]
         uploader = None
         if large:
             # Before anything travels: would it be taken? Then it travels on its own, holding up nobody.
-            await self.check(files, on_collision=on_collision)
+            await self._check(operation)
             uploader = Uploader(self._store, self._owner, may_be_there=False)
             await trio.to_thread.run_sync(_send, uploader, large, limiter=self._limits.uploads)
         bodies = {file.body.sha256: file.body for file in files}
@@ -163,6 +171,12 @@ class StoredTree:
     ) -> None:
         await self._change(creator, lambda draft: draft.mkdir(path, parents=parents, exist_ok=exist_ok))
 
+    async def annotate(
+        self, path: bytes, *, creator: Creator, mode: int | None = None, labels: bytes | None = None
+    ) -> Node:
+        operation = partial(Draft.annotate, path=path, mode=mode, labels=labels)
+        return _node(await self._commits.submit(_Change(operation, creator)))
+
     async def usage(self) -> Usage:
         listing = await self._newest()
         draft = await trio.to_thread.run_sync(self._draft, listing, limiter=self._limits.reads)
@@ -170,7 +184,9 @@ class StoredTree:
 
     async def check(self, files: Sequence[NewFile], *, on_collision: OnCollision = "replace") -> None:
         """Raise what :meth:`put` would raise now; nothing is changed."""
-        operation = partial(_put, files=files, on_collision=on_collision)
+        await self._check(partial(_put, files=files, on_collision=on_collision))
+
+    async def _check(self, operation: Callable[[Draft], Any]) -> None:
         listing = await self._newest()
         await trio.to_thread.run_sync(
             lambda: self._draft(listing).attempt(operation, Creator.USER), limiter=self._limits.reads
@@ -301,8 +317,20 @@ class StoredFile:
             raise IntegrityError(f"object {key}: ends {left} bytes early")
 
 
-def _put(draft: Draft, *, files: Sequence[NewFile], on_collision: OnCollision) -> list[Entry]:
-    return [draft.put(file.path, file.body.size, file.body.sha256, file.mode, on_collision) for file in files]
+def _put(
+    draft: Draft,
+    *,
+    files: Sequence[NewFile],
+    on_collision: OnCollision,
+    directories: Sequence[bytes] = (),
+    if_match: str = "",
+) -> list[Entry]:
+    for path in directories:
+        draft.mkdir(path, parents=True, exist_ok=True)
+    return [
+        draft.put(file.path, file.body.size, file.body.sha256, file.mode, on_collision, if_match=if_match)
+        for file in files
+    ]
 
 
 def _attempted(draft: Draft, change: _Change) -> Any:
@@ -330,5 +358,12 @@ def _find(listing: _Listing, path: bytes) -> Entry:
 
 def _node(entry: Entry) -> Node:
     return Node(
-        entry.path, entry.type, entry.size, entry.mode, entry.mtime_ns, entry.created_by, entry.sha256
+        entry.path,
+        entry.type,
+        entry.size,
+        entry.mode,
+        entry.mtime_ns,
+        entry.created_by,
+        entry.sha256,
+        dict(entry.xattrs).get(LABELS, b""),
     )
