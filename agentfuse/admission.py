@@ -62,6 +62,7 @@ class Gateway:
     ``tenant_quota`` is that of a tenant that ``tenants`` does not name. ``blob_secret_file`` holds what
     links are signed with, the same on all gateways; None: each host makes its own.
     ``grace_s``: how long requests may go on after SIGTERM. ``max_request_bytes``: the longest body.
+    ``certificate`` and ``private_key``: PEM files to serve HTTPS with; None: plain HTTP.
     ``public_url``: how clients reach it, without a slash at the end; empty: as they say themselves.
     """
 
@@ -73,10 +74,24 @@ class Gateway:
     grace_s: float = 30.0
     max_request_bytes: int = 1024 * MiB
     public_url: str = ""
+    certificate: Path | None = None
+    private_key: Path | None = None
+
+    @property
+    def scheme(self) -> str:
+        """``http`` or ``https``."""
+        return "https" if self.certificate else "http"
 
     def quota_of(self, tenant: str) -> Quota:
         """What a tenant's store may hold."""
         return self.tenants.get(tenant, self.tenant_quota)
+
+
+def check(settings: Gateway) -> Gateway:
+    """What only makes sense together. Raises ``ValueError``."""
+    if bool(settings.certificate) != bool(settings.private_key):
+        raise ValueError("certificate and private_key belong together; set both, or neither for plain HTTP")
+    return settings
 
 
 def sha256_of(key: str) -> str:

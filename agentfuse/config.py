@@ -299,6 +299,8 @@ _GATEWAY: dict[str, tuple[Callable[[object], Any], str]] = {
         lambda value: absolute_path(value, "/etc/agentfuse/blob.secret"),
         "blob_secret_file",
     ),
+    "certificate": (lambda value: absolute_path(value, "/etc/agentfuse/cert.pem"), "certificate"),
+    "private_key": (lambda value: absolute_path(value, "/etc/agentfuse/key.pem"), "private_key"),
     "grace": (parse_duration, "grace_s"),
     "max_request": (parse_size, "max_request_bytes"),
     "public_url": (admission.public_url, "public_url"),
@@ -359,6 +361,7 @@ class _Reading:
     def _of_gateway(self, key: str, value: object) -> None:
         if key == "gateway":
             self.gateway = self._table(self.gateway, key, value, _GATEWAY)
+            self._note(self._where(key), lambda: admission.check(self.gateway))
         elif key == "tenants":
             self._tenant_tables(value)
         else:

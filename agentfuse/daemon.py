@@ -9,12 +9,10 @@ the next start finds it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +21,7 @@ from urllib.parse import unquote
 
 import trio
 
+from agentfuse import longlived
 from agentfuse import mountpoint as mountpoints
 from agentfuse.config import Config
 from agentfuse.control.mountinfo import mounts_at, resolve_mountpoint
@@ -73,13 +72,6 @@ class MountSpec:
     execution: str
     ephemeral: bool
 
-
-_SWITCH_S = 0.0005
-"""A thread that hashes or packs gives way to the kernel's requests so soon; Python's default is 5 ms."""
-
-_M_MMAP_THRESHOLD = -3
-_MAPPED_BYTES = 1024 * 1024
-"""Buffers of this size go back to the system when they are freed."""
 
 _RECENT_EVENTS = 2000
 """So many, at most, does a new mount find in its ``.agentfuse/``."""
@@ -458,12 +450,8 @@ def _leaves(group: BaseExceptionGroup[AgentfuseError]) -> Iterator[AgentfuseErro
 
 
 def _prepare_process() -> None:
-    sys.setswitchinterval(_SWITCH_S)
-    with contextlib.suppress(OSError, AttributeError):  # glibc's; it would keep every thread's last packs
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+    longlived.prepare()
     os.umask(0)  # the kernel has applied the caller's umask already
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 

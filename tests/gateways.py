@@ -36,7 +36,14 @@ class Gateway:
     """One ``agentfuse serve``; ``url`` is where it answers."""
 
     def __init__(
-        self, base: Path, store: str, *, settings: str = "", grace: str = "20s", **environ: str
+        self,
+        base: Path,
+        store: str,
+        *,
+        settings: str = "",
+        gateway: str = "",
+        grace: str = "20s",
+        **environ: str,
     ) -> None:
         self.state = base / "state"
         self.store = store
@@ -44,7 +51,7 @@ class Gateway:
         base.mkdir(parents=True, exist_ok=True)
         secret.write_text(SECRET)
         config = base / "config.toml"
-        config.write_text(_configuration(secret, settings, grace))
+        config.write_text(_configuration(secret, gateway, settings, grace))
         command = [sys.executable, "-m", "agentfuse", "serve", "--listen", "127.0.0.1:0"]
         command += ["--config", str(config), "--state", str(self.state), "--store", store]
         self.process = subprocess.Popen(
@@ -111,14 +118,14 @@ def without_ours(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if not name.startswith("AGENTFUSE_")}
 
 
-def _configuration(secret: Path, settings: str, grace: str) -> str:
+def _configuration(secret: Path, gateway: str, settings: str, grace: str) -> str:
     keys = "".join(
         f'[[keys]]\nsha256 = "{sha256_of(key)}"\norganization = "{organization}"\n'
         f'tenant = "{tenant}"\nscopes = {scopes}\n\n'
         for key, (organization, tenant, scopes) in KEYS.items()
     )
     return (
-        f'[gateway]\nblob_secret_file = "{secret}"\ngrace = "{grace}"\nmax_request = "256MiB"\n\n'
+        f'[gateway]\nblob_secret_file = "{secret}"\ngrace = "{grace}"\nmax_request = "256MiB"\n{gateway}\n'
         f"[tenants.small]\nbytes = {SMALL_BYTES}\nfiles = 1000\n\n{keys}{settings}"
     )
 

@@ -51,6 +51,6 @@ def serve(
     log_to_stream(sys.stderr, settings.log_format, None, os.environ)
 
     def on_ready(address: Address) -> None:
-        say(f"ready: http://{address}")
+        say(f"ready: {settings.gateway.scheme}://{address}")
 
     server.serve(settings, on_ready=on_ready)

@@ -36,6 +36,7 @@ _LOG = logging.getLogger(__name__)
 _DRAIN_BYTES = 256 * 1024 * 1024
 _DRAIN_S = 5.0
 _MAX_REQUESTS = 512
+_MAX_LINGERING = 128
 
 _SHINZO_CODES = {401: "UNAUTHORIZED", 403: "FORBIDDEN", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}
 
@@ -134,10 +135,15 @@ class Edge:
         self._app = app
         self._metrics = metrics
         self._requests = 0
+        self._lingers = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if scope.get("http_version") not in ("1.0", "1.1"):
+            # The server would go over to HTTP/2 for who asks, past what a proxy in front has let through.
+            await self._answer(scope, receive, send, Problem(505, "speak HTTP/1.1", UsageError))
             return
         if self._requests >= _MAX_REQUESTS:
             busy = Problem(503, "the gateway has too many requests at a time", BusyError)
@@ -186,8 +192,9 @@ class Edge:
                 # for whole.
                 _LOG.warning("%s %s: cut off: %s", scope["method"], scope["path"], problem.message)
                 return
-            answer_send = send if has_read_all else _lingering(receive, send)
-            await self._answer(scope, receive, answer_send, problem)
+            await self._answer(
+                scope, receive, send if has_read_all else self._lingering(receive, send), problem
+            )
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, problem: Problem) -> None:
         response = family_of(scope["path"]).render(problem)
@@ -196,6 +203,25 @@ class Edge:
         elif problem.status == 503:
             response.headers["Retry-After"] = "1"
         await response(scope, receive, send)
+
+    def _lingering(self, receive: Receive, send: Send) -> Send:
+        """Sends an answer to who may still be sending his body, and ends it when that was taken, within
+        reason: closed at once, the connection would be reset, and most clients would not see the answer.
+        Those who have no key must not fill the gateway by that, so few linger at a time."""
+
+        async def lingering_send(message: Message) -> None:
+            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if is_last and self._lingers < _MAX_LINGERING:
+                await send({**message, "more_body": True})
+                self._lingers += 1
+                try:
+                    await _drain(receive)
+                finally:
+                    self._lingers -= 1
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
+            await send(message)
+
+        return lingering_send
 
 
 def problem_of(error: Exception) -> Problem | None:
@@ -239,21 +265,6 @@ def _methods_of(request: Request) -> set[str]:
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
             found.add(method)
     return found
-
-
-def _lingering(receive: Receive, send: Send) -> Send:
-    """Sends an answer to who may still be sending his body, and ends it when that was taken, within reason:
-    closed at once, the connection would be reset, and most clients would not see the answer."""
-
-    async def lingering_send(message: Message) -> None:
-        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if is_last:
-            await send({**message, "more_body": True})
-            await _drain(receive)
-            message = {"type": "http.response.body", "body": b"", "more_body": False}
-        await send(message)
-
-    return lingering_send
 
 
 async def _drain(receive: Receive) -> None:

@@ -17,8 +17,10 @@ import hypercorn.config
 import hypercorn.trio
 import trio
 
+from agentfuse import longlived
+from agentfuse.admission import Gateway
 from agentfuse.config import Config
-from agentfuse.errors import AgentfuseError, EnvironmentProblem, StoreError
+from agentfuse.errors import AgentfuseError, ConfigError, EnvironmentProblem, StoreError
 from agentfuse.gateway import blobs
 from agentfuse.gateway.app import Parts, build
 from agentfuse.gateway.limits import Limits
@@ -45,9 +47,11 @@ def serve(config: Config, *, on_ready: OnReady) -> None:
     ``on_ready`` gets the address when requests are answered. Raises ``AgentfuseError`` when it cannot
     begin: the store fails the probe, the address is taken.
     """
+    longlived.prepare()
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs what clients do wrong
     stores = Stores(config.state, cache_bytes=config.cache_bytes)
     spool = _directory(config.state / "gateway" / "spool")
+    http = _http(config.gateway)
     secret = blobs.secret_of(config.gateway.blob_secret_file, config.state)
     store = stores.open(config.store)
     probe(store)
@@ -57,7 +61,16 @@ def serve(config: Config, *, on_ready: OnReady) -> None:
     with _listen(config.gateway.listen) as listening:
         links = blobs.Links(secret)
         trio.run(
-            partial(_run, config, store, spool=spool, links=links, listening=listening, on_ready=on_ready)
+            partial(
+                _run,
+                config,
+                store,
+                spool=spool,
+                links=links,
+                http=http,
+                listening=listening,
+                on_ready=on_ready,
+            )
         )
 
 
@@ -67,6 +80,7 @@ async def _run(
     *,
     spool: Path,
     links: blobs.Links,
+    http: hypercorn.config.Config,
     listening: socket.socket,
     on_ready: OnReady,
 ) -> None:
@@ -84,40 +98,58 @@ async def _run(
         )
         nursery.start_soon(_sweep, Staging(store), limits, metrics)
         host, port = listening.getsockname()[:2]
+        http.bind = [f"fd://{listening.detach()}"]  # it is closed with the server
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
 
             async def until_told() -> None:
                 await anext(signals)
                 nursery.start_soon(_cut_off, config.gateway.grace_s)
 
-            await nursery.start(_serve_http, parts, listening, until_told, nursery.cancel_scope)
+            await nursery.start(_serve_http, parts, http, until_told, nursery.cancel_scope)
             on_ready(Address(host, port))
             await trio.sleep_forever()
 
 
 async def _serve_http(
     parts: Parts,
-    listening: socket.socket,
+    http: hypercorn.config.Config,
     until_told: Callable[[], object],
     everything: trio.CancelScope,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    server = hypercorn.config.Config()
-    server.bind = [f"fd://{listening.detach()}"]  # it is closed with the server
-    server.graceful_timeout = parts.settings.grace_s
-    server.keep_alive_timeout = _IDLE_CONNECTION_S
-    server.include_server_header = False
-    server.accesslog = None
-    server.errorlog = logging.getLogger("agentfuse.gateway.http")
-    server.errorlog.setLevel(logging.WARNING)
     await hypercorn.trio.serve(
         build(parts),  # type: ignore[arg-type]
-        server,
+        http,
         shutdown_trigger=until_told,  # type: ignore[arg-type]
         task_status=task_status,
         mode="asgi",
     )
     everything.cancel()
+
+
+def _http(settings: Gateway) -> hypercorn.config.Config:
+    """How HTTP is served. Raises ``ConfigError`` for a certificate that cannot be used."""
+    http = hypercorn.config.Config()
+    http.graceful_timeout = settings.grace_s
+    http.keep_alive_timeout = _IDLE_CONNECTION_S
+    http.ssl_handshake_timeout = _IDLE_CONNECTION_S
+    http.include_server_header = False
+    http.accesslog = None
+    http.errorlog = logging.getLogger("agentfuse.gateway.http")
+    http.errorlog.setLevel(logging.WARNING)
+    http.alpn_protocols = ["http/1.1"]
+    if settings.certificate and settings.private_key:
+        http.certfile, http.keyfile = str(settings.certificate), str(settings.private_key)
+        try:
+            http.create_ssl_context()
+        except OSError as error:  # those of ssl are, too
+            raise ConfigError(
+                [
+                    f"gateway.certificate: {http.certfile} with gateway.private_key {http.keyfile}: "
+                    f"{error.strerror or error}; both must be readable PEM files that belong together"
+                ]
+            ) from None
+    return http
 
 
 async def _cut_off(grace_s: float) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
+import h2.connection
+import h2.events
 import httpx
 import pytest
 from gateways import ACME, ORGANIZATION, Gateway, listing, upload
@@ -177,6 +179,44 @@ def test_a_deep_or_monstrous_json_body_is_refused(client: httpx.Client) -> None:
 
 def test_a_query_of_a_thousand_parameters_is_refused(client: httpx.Client) -> None:
     assert client.get("/api/v1/files?" + "path=a&" * 1000).status_code == 400
+
+
+def test_nobody_gets_past_a_proxy_by_http_2(client: httpx.Client) -> None:
+    """A proxy that lets a connection go over to HTTP/2 sees nothing of the requests that follow."""
+    with httpx.Client(http1=False, http2=True, trust_env=False) as outright:
+        assert outright.get(client.base_url.join("/api/v1/files")).status_code == 505
+    connection = h2.connection.H2Connection()
+    settings = connection.initiate_upgrade_connection() or b""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), 20) as raw:
+        raw.sendall(
+            b"GET /api/v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + ACME.encode() + b"\r\n"
+            b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: "
+            + settings
+            + b"\r\n\r\n"
+        )
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += raw.recv(1)
+        assert data.startswith(b"HTTP/1.1 101")
+        raw.sendall(connection.data_to_send())
+        statuses: list[bytes] = []
+        while not statuses and (data := raw.recv(65536)):
+            answers = (e for e in connection.receive_data(data) if isinstance(e, h2.events.ResponseReceived))
+            statuses += [dict(answer.headers)[b":status"] for answer in answers]
+    assert statuses == [b"505"]
+
+
+def test_many_without_a_key_who_send_slowly_keep_nobody_out(client: httpx.Client) -> None:
+    """Each is answered at once, and some are waited for so that they see it; not more than a few."""
+    head = (
+        b"POST /api/v1/files/upload HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    )
+    with ExitStack() as stack:
+        for _ in range(600):
+            raw = socket.create_connection((client.base_url.host, client.base_url.port or 0), 20)
+            stack.enter_context(raw).sendall(head + b"Content-Length: 1000000\r\n\r\n--b")
+            assert raw.recv(12) == b"HTTP/1.1 401"
+        assert client.get("/api/v1/files").status_code == 200
 
 
 def test_a_key_of_a_megabyte_is_no_key(gateway: Gateway) -> None:

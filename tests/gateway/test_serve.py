@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from urllib.parse import urlsplit
 
 import gateways
 import httpx
+import pytest
+import trustme
 from gateways import ACME, DEADLINE_S, ORGANIZATION, Gateway, download, listing, upload
 
 from agentfuse.admission import sha256_of
@@ -136,6 +139,30 @@ def test_an_address_that_is_taken_ends_it_with_69(tmp_path: Path) -> None:
         done = _serve(tmp_path, "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
     assert (done.returncode, done.stdout) == (69, "")
     assert "Address already in use" in done.stderr
+
+
+def test_it_speaks_https_with_a_certificate(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    server = authority.issue_cert("127.0.0.1")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    certificate.write_bytes(b"".join(each.bytes() for each in server.cert_chain_pems))
+    key.write_bytes(server.private_key_pem.bytes())
+    settings = f'certificate = "{certificate}"\nprivate_key = "{key}"\n'
+    trusting = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    trusting.set_alpn_protocols(["h2", "http/1.1"])
+    with gateways.gateway(tmp_path, f"file://{tmp_path}/store", gateway=settings) as running:
+        assert running.url.startswith("https://")
+        with running.client(verify=trusting) as client:
+            assert upload(client, {"a": bytes(3_000_000)}).status_code == 200
+            assert download(client, "a").content == bytes(3_000_000)
+            assert client.get("/healthz").http_version == "HTTP/1.1"
+        with pytest.raises(httpx.ConnectError), running.client() as client:
+            client.get("/healthz")
+    config = tmp_path / "broken.toml"
+    config.write_text(f'[gateway]\ncertificate = "{key}"\nprivate_key = "{key}"\n')
+    done = _serve(tmp_path, "--config", str(config))
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "gateway.certificate" in done.stderr
 
 
 def test_mistakes_in_the_configuration_are_told_together(tmp_path: Path) -> None:

@@ -124,7 +124,9 @@ async def test_an_answer_that_breaks_off_is_not_completed(caplog: pytest.LogCapt
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await Edge(app, Metrics())({"type": "http", "method": "GET", "path": "/"}, receive, send)
+    await Edge(app, Metrics())(
+        {"type": "http", "http_version": "1.1", "method": "GET", "path": "/"}, receive, send
+    )
     assert [message.get("body") for message in sent] == [None, b"some"]
     assert "cut off" in caplog.text
 
@@ -146,7 +148,7 @@ async def test_beyond_so_many_requests_at_a_time_others_are_told_to_wait() -> No
             served.append(message["status"])
 
     edge = Edge(app, Metrics())
-    scope = {"type": "http", "method": "GET", "path": "/api/v1/files", "headers": []}
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/api/v1/files", "headers": []}
     async with trio.open_nursery() as nursery:
         for _ in range(600):
             nursery.start_soon(edge, scope, receive, send)
