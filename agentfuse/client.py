@@ -19,7 +19,7 @@ import io
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterator
-from contextlib import aclosing, closing
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +28,7 @@ import anyio.to_thread
 import msgspec
 
 from agentfuse.control import asks
+from agentfuse.control.asks import Content
 from agentfuse.control.client import AsyncControlClient, ControlClient
 from agentfuse.control.messages import (
     Checkpoint,
@@ -49,6 +50,7 @@ from agentfuse.regions import Creator
 __all__ = [
     "AsyncHome",
     "Checkpoint",
+    "Content",
     "Creator",
     "Event",
     "FileInfo",
@@ -193,14 +195,17 @@ class Home:
         *,
         creator: Creator | str = Creator.USER,
         on_collision: OnCollision = "replace",
+        mode: int = 0o644,
+        if_match: str | None = None,
     ) -> Put:
         """Make a file in a region: whole, under its name, or not at all; and say where it is.
 
         A ``target`` that ends in a slash takes the name of the source. The directories on the way are made.
+        ``if_match``: only in place of the file whose ``etag`` is still this one.
         Raises ``QuotaExceededError``, ``ExistsError`` (with ``refuse``), ``BusyError`` when the source
-        changes meanwhile, ``NotFoundError`` when it is not there.
+        changes meanwhile, ``ChangedError`` when the target has, ``NotFoundError`` when there is no source.
         """
-        ask = _put(source, target, creator, on_collision)
+        ask = _put(source, target, creator, on_collision, mode, if_match)
         if isinstance(source, bytes | bytearray | memoryview):
             source = io.BytesIO(source)  # sent as one piece, httpx would copy what is left again and again
         if isinstance(source, str | os.PathLike):
@@ -208,28 +213,38 @@ class Home:
                 return self._client.put(ask, _pieces(file), _size_of(file))
         return self._client.put(ask, _pieces(source), _size_of(source))
 
+    def open(
+        self, path: str, *, offset: int = 0, length: int | None = None, etag: str | None = None
+    ) -> AbstractContextManager[Content[Iterator[bytes]]]:
+        """A file's content, or a part of it, in pieces. ``etag``: a part of this one only, else the whole.
+
+        Raises ``UsageError`` for a part that begins at the end or behind it, and ``BusyError`` when it is
+        cut off: the file became shorter meanwhile, or the daemon ended.
+        """
+        return self._client.content(asks.get(path, offset=offset, length=length, etag=etag))
+
     def get(self, path: str) -> bytes:
         """The content of a file."""
-        with self._client.content(asks.get(path)) as pieces:
-            return b"".join(pieces)
+        with self.open(path) as content:
+            return b"".join(content.pieces)
 
     def get_into(self, path: str, file: BinaryIO) -> int:
-        """Write the content of a file into an open one; how many bytes that are.
-
-        Raises ``BusyError`` when it was cut off: it became shorter meanwhile, or the daemon ended.
-        """
+        """Write the content of a file into an open one; how many bytes that are. Raises as ``open`` does."""
         size = 0
-        with self._client.content(asks.get(path)) as pieces:
-            for piece in pieces:
+        with self.open(path) as content:
+            for piece in content.pieces:
                 file.write(piece)
                 size += len(piece)
         return size
 
-    def list(self, path: str, *, recursive: bool = False) -> Iterator[FileInfo]:
-        """What a region, or a directory in it, holds, in order of names."""
+    def list(self, path: str, *, recursive: bool = False, brief: bool = False) -> Iterator[FileInfo]:
+        """What a region, or a directory in it, holds, in order of names.
+
+        ``brief``: faster, no content is looked at, and types are by the name alone.
+        """
         cursor: str | None = None
         while True:
-            page: Listing = self._client.ask(asks.page(path, recursive=recursive, cursor=cursor))
+            page: Listing = self._client.ask(asks.page(path, recursive=recursive, brief=brief, cursor=cursor))
             yield from page.entries
             cursor = page.cursor
             if cursor is None:
@@ -253,6 +268,35 @@ class Home:
     ) -> Placed:
         """Give a file or directory another name, in another region if need be, in one step."""
         return self._client.ask(asks.move(source, target, creator=str(creator), on_collision=on_collision))
+
+    def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        creator: Creator | str = Creator.USER,
+        on_collision: OnCollision = "refuse",
+    ) -> Placed:
+        """Copy a file, or a directory with all that is in it: whole, or not at all.
+
+        Raises ``BusyError`` when a file changes meanwhile.
+        """
+        return self._client.ask(asks.copy(source, target, creator=str(creator), on_collision=on_collision))
+
+    def mkdir(
+        self,
+        path: str,
+        *,
+        creator: Creator | str = Creator.USER,
+        parents: bool = False,
+        exist_ok: bool = False,
+    ) -> None:
+        """Make a directory; ``parents``: those that it is in as well."""
+        self._client.ask(asks.mkdir(path, creator=str(creator), parents=parents, exist_ok=exist_ok))
+
+    def set_mode(self, path: str, mode: int, *, creator: Creator | str = Creator.USER) -> FileInfo:
+        """Change the permissions of a file or directory."""
+        return self._client.ask(asks.set_mode(path, mode, creator=str(creator)))
 
 
 class AsyncHome:
@@ -335,9 +379,11 @@ class AsyncHome:
         *,
         creator: Creator | str = Creator.USER,
         on_collision: OnCollision = "replace",
+        mode: int = 0o644,
+        if_match: str | None = None,
     ) -> Put:
         """See ``Home.put``. ``source`` may also be asynchronous pieces."""
-        ask = _put(source, target, creator, on_collision)
+        ask = _put(source, target, creator, on_collision, mode, if_match)
         if isinstance(source, bytes | bytearray | memoryview):
             source = io.BytesIO(source)
         if isinstance(source, AsyncIterable):
@@ -347,25 +393,35 @@ class AsyncHome:
                 return await self._client.put(ask, _in_threads(_pieces(file)), _size_of(file))
         return await self._client.put(ask, _in_threads(_pieces(source)), _size_of(source))
 
+    def open(
+        self, path: str, *, offset: int = 0, length: int | None = None, etag: str | None = None
+    ) -> AbstractAsyncContextManager[Content[AsyncIterator[bytes]]]:
+        """See ``Home.open``."""
+        return self._client.content(asks.get(path, offset=offset, length=length, etag=etag))
+
     async def get(self, path: str) -> bytes:
         """See ``Home.get``."""
-        async with self._client.content(asks.get(path)) as pieces:
-            return b"".join([piece async for piece in pieces])
+        async with self.open(path) as content:
+            return b"".join([piece async for piece in content.pieces])
 
     async def get_into(self, path: str, file: BinaryIO) -> int:
         """See ``Home.get_into``."""
         size = 0
-        async with self._client.content(asks.get(path)) as pieces:
-            async for piece in pieces:
+        async with self.open(path) as content:
+            async for piece in content.pieces:
                 await anyio.to_thread.run_sync(file.write, piece)
                 size += len(piece)
         return size
 
-    async def list(self, path: str, *, recursive: bool = False) -> AsyncGenerator[FileInfo, None]:
+    async def list(
+        self, path: str, *, recursive: bool = False, brief: bool = False
+    ) -> AsyncGenerator[FileInfo, None]:
         """See ``Home.list``."""
         cursor: str | None = None
         while True:
-            page: Listing = await self._client.ask(asks.page(path, recursive=recursive, cursor=cursor))
+            page: Listing = await self._client.ask(
+                asks.page(path, recursive=recursive, brief=brief, cursor=cursor)
+            )
             for entry in page.entries:
                 yield entry
             cursor = page.cursor
@@ -395,15 +451,50 @@ class AsyncHome:
             asks.move(source, target, creator=str(creator), on_collision=on_collision)
         )
 
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        creator: Creator | str = Creator.USER,
+        on_collision: OnCollision = "refuse",
+    ) -> Placed:
+        """See ``Home.copy``."""
+        return await self._client.ask(
+            asks.copy(source, target, creator=str(creator), on_collision=on_collision)
+        )
 
-def _put(source: object, target: str, creator: Creator | str, on_collision: OnCollision) -> asks.Ask[Put]:
+    async def mkdir(
+        self,
+        path: str,
+        *,
+        creator: Creator | str = Creator.USER,
+        parents: bool = False,
+        exist_ok: bool = False,
+    ) -> None:
+        """See ``Home.mkdir``."""
+        await self._client.ask(asks.mkdir(path, creator=str(creator), parents=parents, exist_ok=exist_ok))
+
+    async def set_mode(self, path: str, mode: int, *, creator: Creator | str = Creator.USER) -> FileInfo:
+        """See ``Home.set_mode``."""
+        return await self._client.ask(asks.set_mode(path, mode, creator=str(creator)))
+
+
+def _put(
+    source: object,
+    target: str,
+    creator: Creator | str,
+    on_collision: OnCollision,
+    mode: int,
+    if_match: str | None,
+) -> asks.Ask[Put]:
     if hasattr(source, "encoding"):
         raise UsageError("the file was opened for text", hint='open it with mode "rb"')
     if target.endswith("/"):
         if not isinstance(source, str | os.PathLike):
             raise UsageError(f"{target!a} is a directory", hint="end it with the file's name")
         target += os.path.basename(os.fspath(source))
-    return asks.put(target, creator=str(creator), on_collision=on_collision)
+    return asks.put(target, creator=str(creator), on_collision=on_collision, mode=mode, if_match=if_match)
 
 
 def _opened(source: str | os.PathLike[str]) -> BinaryIO:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,12 @@ import trio
 from agentfuse.control.contract import Content, Page
 from agentfuse.control.messages import OnCollision
 from agentfuse.door.doors import MAX_DOORS, Doors
-from agentfuse.errors import BusyError, StoreError, UsageError
-from agentfuse.home.files import FileFacts, Files, shown
+from agentfuse.errors import BusyError, ChangedError, NotFoundError, StoreError, UsageError, WrongTypeError
+from agentfuse.home.files import FileFacts, Files, etag_of, shown
 from agentfuse.home.mime import type_of
 from agentfuse.home.walk import Cursor, join, open_to_fill
 from agentfuse.regions import LOOSE, PLATFORM, Creator
 from agentfuse.sync.hydration import Hydration
-from agentfuse.sync.scan import SETTLED_NS
 
 PAGE_S = 1.0
 """How long a page of a listing may take once it has an entry."""
@@ -59,6 +58,7 @@ class LiveFiles:
         self._readers = trio.CapacityLimiter(_READERS)
         # However slowly contents come: what else is to be written finds a door.
         self._puts = trio.CapacityLimiter(MAX_DOORS - 1)
+        self._conditional = trio.Lock()
 
     async def stat(self, region: str, path: bytes) -> FileFacts:
         """See ``Files.stat``."""
@@ -66,14 +66,15 @@ class LiveFiles:
         return self._as_of_now(facts)
 
     async def list(
-        self, region: str, path: bytes, *, recursive: bool, limit: int, after: bytes | None
+        self, region: str, path: bytes, *, recursive: bool, brief: bool, limit: int, after: bytes | None
     ) -> Page:
         """What a directory holds, behind the path ``after``; raises as ``Files.list`` does.
 
         Fewer than ``limit`` when they take longer than ``PAGE_S``, but not none unless there are no more.
         Nobody waits for the thread of a listing that was cancelled, which ends at its next name.
         """
-        page = partial(_page, self._files, region, path, recursive=recursive, limit=limit, after=after)
+        options = {"recursive": recursive, "brief": brief, "limit": limit, "after": after}
+        page = partial(_page, self._files, region, path, **options)
         entries, last = await trio.to_thread.run_sync(page, limiter=self._readers, abandon_on_cancel=True)
         if region == LOOSE:
             entries = [self._as_of_now(facts) for facts in entries]
@@ -90,18 +91,24 @@ class LiveFiles:
         content = self._made_now(facts.region, facts.path)
         if content is None:
             return facts
-        return replace(facts, size=len(content), mime=type_of(facts.path, content), modified_at=time.time())
+        return replace(
+            facts,
+            size=len(content),
+            mime=type_of(facts.path, content),
+            modified_at=time.time(),
+            etag=hashlib.sha256(content).hexdigest(),
+        )
 
     async def open(self, region: str, path: bytes) -> Content:
         """The content of a file; the caller closes it.
 
-        Raises as ``Files.stat`` does, ``UsageError`` for what is no file, ``StoreError`` when its content
+        Raises as ``Files.stat`` does, ``WrongTypeError`` for what is no file, ``StoreError`` when its content
         cannot be had, ``BusyError`` when others have its name again and again meanwhile.
         """
         for _ in range(_OPENINGS):
             facts = await self.stat(region, path)
             if facts.type != "file":
-                raise UsageError(
+                raise WrongTypeError(
                     f"{shown(region, path)} is a {facts.type}, not a file",
                     hint="list it" if facts.type == "dir" else "symbolic links are not followed",
                 )
@@ -136,14 +143,54 @@ class LiveFiles:
         creator: Creator,
         size: int | None,
         on_collision: OnCollision,
+        mode: int,
+        if_match: str | None,
     ) -> tuple[bytes, int]:
-        """See ``Doors.put``."""
+        """See ``Doors.put``. ``if_match``: the etag of what is replaced, or ``ChangedError`` is raised.
+
+        Of those who ask so at a time the first one gets through; a process in the home is not held up.
+        """
         self._require(region, path)
-        async with self._puts:
+        async with self._puts, AsyncExitStack() as until_placed:
+            if if_match is not None:
+                content = self._unless_changed(content, region, path, if_match, until_placed)
             placed = await self._doors.put(
-                region, path, content, creator=creator, size=size, on_collision=on_collision
+                region, path, content, creator=creator, size=size, on_collision=on_collision, mode=mode
             )
         return placed.path, placed.size_bytes
+
+    async def _unless_changed(
+        self,
+        content: AsyncIterator[bytes],
+        region: str,
+        path: bytes,
+        if_match: str,
+        until_placed: AsyncExitStack,
+    ) -> AsyncIterator[bytes]:
+        """The content, of which the end comes only if what it replaces is still the same."""
+        async for piece in content:
+            yield piece
+        await until_placed.enter_async_context(self._conditional)
+        try:
+            found = (await self.stat(region, path)).etag
+        except NotFoundError:
+            found = ""
+        if found != if_match:
+            raise ChangedError(
+                f"{shown(region, path)} is not what it was when it was read", hint="read it again"
+            )
+
+    async def mkdir(
+        self, region: str, path: bytes, *, creator: Creator, parents: bool, exist_ok: bool
+    ) -> None:
+        """See ``Doors.mkdir``."""
+        self._require(region, path)
+        await self._doors.mkdir(region, path, creator=creator, parents=parents, exist_ok=exist_ok)
+
+    async def set_mode(self, region: str, path: bytes, mode: int, *, creator: Creator) -> None:
+        """See ``Doors.set_mode``."""
+        self._require(region, path)
+        await self._doors.set_mode(region, path, mode, creator=creator)
 
     async def remove(self, region: str, path: bytes, *, creator: Creator, recursive: bool) -> None:
         """See ``Doors.remove``."""
@@ -157,6 +204,15 @@ class LiveFiles:
         self._require(*old)
         self._require(*new)
         return await self._doors.move(old, new, creator=creator, on_collision=on_collision)
+
+    async def copy(
+        self, old: tuple[str, bytes], new: tuple[str, bytes], *, creator: Creator, on_collision: OnCollision
+    ) -> bytes:
+        """See ``Doors.copy``."""
+        self._require(*old)
+        self._require(*new)
+        async with self._puts:
+            return await self._doors.copy(old, new, creator=creator, on_collision=on_collision)
 
     def _require(self, region: str, path: bytes) -> None:
         """Only what is in a region: not the platform's own directory, which has doors as well."""
@@ -185,10 +241,7 @@ class OpenFile:
         found = os.fstat(fd)
         self.size = found.st_size
         self.mime = mime
-        self.etag = f'"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"'
-        if found.st_ctime_ns > time.time_ns() - SETTLED_NS:
-            # It may change again within the same tick of the disk's clock: nobody shall find it unchanged.
-            self.etag = f'{self.etag[:-1]}-{time.time_ns():x}"'
+        self.etag = etag_of(found)
         self.modified_at = found.st_mtime
         self._fd = fd
         self._limiter = limiter
@@ -210,7 +263,7 @@ class MadeFile:
     def __init__(self, content: bytes, facts: FileFacts) -> None:
         self.size = len(content)
         self.mime = facts.mime or "application/octet-stream"
-        self.etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        self.etag = hashlib.sha256(content).hexdigest()
         self.modified_at = facts.modified_at
         self._content = content
 
@@ -223,7 +276,14 @@ class MadeFile:
 
 
 def _page(
-    files: Files, region: str, directory: bytes, *, recursive: bool, limit: int, after: bytes | None
+    files: Files,
+    region: str,
+    directory: bytes,
+    *,
+    recursive: bool,
+    brief: bool,
+    limit: int,
+    after: bytes | None,
 ) -> tuple[list[FileFacts], bytes | None]:
     """The next entries, and the path below the directory to go on behind, None if those were all."""
     entries: list[FileFacts] = []
@@ -238,7 +298,7 @@ def _page(
         path = entries[-1].path
         return path[len(directory) + 1 :] if directory else path or entries[-1].name
 
-    listing = files.list(region, directory, recursive=recursive, after=after or b"", check=check)
+    listing = files.list(region, directory, recursive=recursive, brief=brief, after=after or b"", check=check)
     with closing(listing):
         try:
             for facts in listing:

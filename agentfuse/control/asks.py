@@ -6,9 +6,9 @@ So the blocking and the asynchronous client are the same but for waiting. Vendor
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlencode
@@ -26,6 +26,7 @@ from agentfuse.control.messages import (
     FileInfo,
     Listing,
     LogLevel,
+    Made,
     OnCollision,
     Placed,
     Put,
@@ -38,6 +39,9 @@ from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, Unflushed
 ANSWER_DEADLINE_S = 30.0  # an unmount sends something every second while it works
 CONTENT_DEADLINE_S = 600.0
 """A content may have to be fetched first, or to be brought to a slow disk at last."""
+
+CHECK_DEADLINE_S = 600.0
+"""A home of a million files is walked for long."""
 
 _PAGE = 5000
 BASE_URL = "http://agentfuse"
@@ -61,6 +65,8 @@ class Ask(Generic[_T]):
     url: str
     answer: type[_T]
     body: object = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    deadline_s: float = 0.0
 
     def content(self) -> bytes | None:
         """The body as it is sent."""
@@ -70,6 +76,23 @@ class Ask(Generic[_T]):
         """The answer, typed."""
         # Not msgspec's own parser: it refuses the lone surrogates of names that are no UTF-8.
         return msgspec.convert(json.loads(data), self.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Content(Generic[_T]):
+    """A content that comes. ``size``: of the whole file; ``offset``: where in it the ``pieces`` begin."""
+
+    etag: str
+    size: int
+    offset: int
+    pieces: _T
+
+
+def content_of(response: httpx.Response, pieces: _T) -> Content[_T]:
+    """What an answer with a content says of it."""
+    span, _, whole = response.headers.get("Content-Range", "bytes 0-").removeprefix("bytes ").partition("/")
+    size = int(whole or response.headers.get("Content-Length", 0))
+    return Content(response.headers.get("ETag", "").strip('"'), size, int(span.partition("-")[0]), pieces)
 
 
 def status() -> Ask[Status]:
@@ -84,7 +107,7 @@ def metrics() -> Ask[str]:
 
 def check() -> Ask[dict[str, Any]]:
     """Whether the home is sound."""
-    return Ask("POST", "/v1/check", dict[str, Any])
+    return Ask("POST", "/v1/check", dict[str, Any], deadline_s=CHECK_DEADLINE_S)
 
 
 def regions() -> Ask[Regions]:
@@ -118,21 +141,44 @@ def stat(path: str) -> Ask[FileInfo]:
     return Ask("GET", f"/v1/stat/{_place(path)}", FileInfo)
 
 
-def page(path: str, *, recursive: bool, cursor: str | None) -> Ask[Listing]:
+def page(path: str, *, recursive: bool, brief: bool, cursor: str | None) -> Ask[Listing]:
     """Some of a listing."""
-    query = _query(recursive=int(recursive), cursor=cursor, limit=_PAGE)
+    query = _query(recursive=int(recursive), brief=int(brief), cursor=cursor, limit=_PAGE)
     return Ask("GET", f"/v1/files/{_place(path)}{query}", Listing)
 
 
-def get(path: str) -> Ask[bytes]:
-    """A content; the answer is it."""
-    return Ask("GET", f"/v1/content/{_place_of_file(path)}", bytes)
+def get(path: str, *, offset: int = 0, length: int | None = None, etag: str | None = None) -> Ask[bytes]:
+    """A content, or a part of it; the answer is it. ``etag``: a part of this one only, else the whole."""
+    headers = {}
+    if offset or length is not None:
+        headers["Range"] = f"bytes={offset}-{'' if length is None else offset + length - 1}"
+    if etag is not None:
+        headers["If-Range"] = f'"{etag}"'
+    return Ask(
+        "GET", f"/v1/content/{_place_of_file(path)}", bytes, headers=headers, deadline_s=CONTENT_DEADLINE_S
+    )
 
 
-def put(path: str, *, creator: str, on_collision: OnCollision) -> Ask[Put]:
+def put(
+    path: str, *, creator: str, on_collision: OnCollision, mode: int = 0o644, if_match: str | None = None
+) -> Ask[Put]:
     """A file; its content goes along."""
-    query = urlencode({"as": creator, "on_collision": on_collision})
-    return Ask("PUT", f"/v1/content/{_place_of_file(path)}?{query}", Put)
+    query = urlencode({"as": creator, "on_collision": on_collision, "mode": f"{mode:03o}"})
+    headers = {} if if_match is None else {"If-Match": f'"{if_match}"'}
+    url = f"/v1/content/{_place_of_file(path)}?{query}"
+    return Ask("PUT", url, Put, headers=headers, deadline_s=CONTENT_DEADLINE_S)
+
+
+def mkdir(path: str, *, creator: str, parents: bool, exist_ok: bool) -> Ask[Made]:
+    """A directory."""
+    query = urlencode({"as": creator, "parents": int(parents), "exist_ok": int(exist_ok)})
+    return Ask("POST", f"/v1/directories/{_place_of_file(path)}?{query}", Made)
+
+
+def set_mode(path: str, mode: int, *, creator: str) -> Ask[FileInfo]:
+    """Other permissions."""
+    body = {"mode": f"{mode:03o}", "as": creator}
+    return Ask("PATCH", f"/v1/stat/{_place_of_file(path)}", FileInfo, body)
 
 
 def delete(path: str, *, creator: str, recursive: bool) -> Ask[Deleted]:
@@ -145,6 +191,12 @@ def move(source: str, target: str, *, creator: str, on_collision: OnCollision) -
     """Another name."""
     body = {"from": source, "to": target, "as": creator, "on_collision": on_collision}
     return Ask("POST", "/v1/move", Placed, body)
+
+
+def copy(source: str, target: str, *, creator: str, on_collision: OnCollision) -> Ask[Placed]:
+    """Another one."""
+    body = {"from": source, "to": target, "as": creator, "on_collision": on_collision}
+    return Ask("POST", "/v1/copy", Placed, body, deadline_s=CONTENT_DEADLINE_S)
 
 
 def events(*, since: int | None, region: str | None, follow: bool) -> Ask[dict[str, Any]]:
@@ -203,7 +255,11 @@ def refusal(status_code: int, data: bytes) -> AgentfuseError:
     """The error that an answer other than success tells of."""
     answer = msgspec.convert(json.loads(data), Error)
     kinds = {kind.code(): kind for kind in AgentfuseError.kinds() if kind.__init__ is AgentfuseError.__init__}
-    by_status = {httpx.codes.NOT_FOUND: NotFoundError, httpx.codes.BAD_REQUEST: UsageError}
+    by_status = {
+        httpx.codes.NOT_FOUND: NotFoundError,
+        httpx.codes.BAD_REQUEST: UsageError,
+        httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE: UsageError,
+    }
     kind = kinds.get(answer.code) or by_status.get(httpx.codes(status_code), AgentfuseError)
     return kind(answer.message, hint=answer.hint)
 

@@ -12,12 +12,9 @@ from typing import Any, TypeVar
 import httpx
 
 from agentfuse.control import asks
-from agentfuse.control.asks import ANSWER_DEADLINE_S, BASE_URL, CONTENT_DEADLINE_S, Ask
+from agentfuse.control.asks import ANSWER_DEADLINE_S, BASE_URL, Ask, Content
 from agentfuse.control.registry import socket_address
 from agentfuse.errors import BusyError
-
-CHECK_DEADLINE_S = 600.0
-"""A home of a million files is walked for long."""
 
 OVERTIME_S = 15.0
 """A daemon that was given a time ends soon after it: a request to the store may be under way then."""
@@ -52,14 +49,14 @@ class ControlClient:
 
     def put(self, ask: Ask[_T], content: Iterable[bytes], size: int | None) -> _T:
         """Ask for something that a content goes along with; ``size``: its length, if that is known."""
-        with self.opened(ask, content=content, size=size, deadline_s=CONTENT_DEADLINE_S) as response:
+        with self.opened(ask, content=content, size=size) as response:
             return ask.understood(response.read())
 
     @contextmanager
-    def content(self, ask: Ask[bytes]) -> Iterator[Iterator[bytes]]:
+    def content(self, ask: Ask[bytes]) -> Iterator[Content[Iterator[bytes]]]:
         """A content in pieces. ``BusyError`` when it ends too early."""
-        with asks.whole_content(), self.opened(ask, deadline_s=CONTENT_DEADLINE_S) as response:
-            yield response.iter_raw()
+        with asks.whole_content(), self.opened(ask) as response:
+            yield asks.content_of(response, response.iter_raw())
 
     def metrics(self) -> str:
         """What the mount counts, in Prometheus' text format."""
@@ -102,9 +99,7 @@ class ControlClient:
 
     def check(self) -> dict[str, Any]:
         """Whether the home is sound: ``{execution, regions, events, problems, notes}``."""
-        ask = asks.check()
-        with self.opened(ask, deadline_s=CHECK_DEADLINE_S) as response:
-            return ask.understood(response.read())
+        return self.ask(asks.check())
 
     def sync(self, *, timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
         """Have everything closed so far brought into the store; yields as :meth:`unmount` does.
@@ -152,7 +147,6 @@ class ControlClient:
         *,
         content: Iterable[bytes] | None = None,
         size: int | None = None,
-        deadline_s: float = 0.0,
     ) -> Iterator[httpx.Response]:
         """The answer, once it has begun and is no refusal."""
         with (
@@ -160,14 +154,14 @@ class ControlClient:
             httpx.Client(
                 transport=httpx.HTTPTransport(uds=address, verify=False),
                 base_url=BASE_URL,
-                timeout=max(self._deadline_s, deadline_s),
+                timeout=max(self._deadline_s, ask.deadline_s),
             ) as http,
             asks.map_httpx(self._path),
             http.stream(
                 ask.method,
                 ask.url,
                 content=ask.content() if content is None else content,
-                headers=_length(size),
+                headers={**ask.headers, **_length(size)},
             ) as response,
         ):
             if not response.is_success:
@@ -189,15 +183,15 @@ class AsyncControlClient:
 
     async def put(self, ask: Ask[_T], content: AsyncIterable[bytes], size: int | None) -> _T:
         """As ``ControlClient.put``."""
-        async with self.opened(ask, content=content, size=size, deadline_s=CONTENT_DEADLINE_S) as response:
+        async with self.opened(ask, content=content, size=size) as response:
             return ask.understood(await response.aread())
 
     @asynccontextmanager
-    async def content(self, ask: Ask[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def content(self, ask: Ask[bytes]) -> AsyncIterator[Content[AsyncIterator[bytes]]]:
         """As ``ControlClient.content``."""
         with asks.whole_content():
-            async with self.opened(ask, deadline_s=CONTENT_DEADLINE_S) as response:
-                yield response.aiter_raw()
+            async with self.opened(ask) as response:
+                yield asks.content_of(response, response.aiter_raw())
 
     async def lines(self, ask: Ask[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
         """An answer line by line, empty ones for heartbeats."""
@@ -212,7 +206,6 @@ class AsyncControlClient:
         *,
         content: AsyncIterable[bytes] | None = None,
         size: int | None = None,
-        deadline_s: float = 0.0,
     ) -> AsyncIterator[httpx.Response]:
         """As ``ControlClient.opened``."""
         with socket_address(self._path) as address, asks.map_httpx(self._path):
@@ -220,13 +213,13 @@ class AsyncControlClient:
                 httpx.AsyncClient(
                     transport=httpx.AsyncHTTPTransport(uds=address, verify=False),
                     base_url=BASE_URL,
-                    timeout=max(self._deadline_s, deadline_s),
+                    timeout=max(self._deadline_s, ask.deadline_s),
                 ) as http,
                 http.stream(
                     ask.method,
                     ask.url,
                     content=ask.content() if content is None else content,
-                    headers=_length(size),
+                    headers={**ask.headers, **_length(size)},
                 ) as response,
             ):
                 if not response.is_success:

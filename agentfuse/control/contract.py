@@ -28,7 +28,7 @@ class Page(NamedTuple):
 
 
 class Content(Protocol):
-    """An open file, to be closed by ``aclose``. ``etag`` changes when the content does."""
+    """An open file, to be closed by ``aclose``. ``etag``, without quotes, changes when the content does."""
 
     @property
     def size(self) -> int: ...
@@ -67,7 +67,7 @@ class FilesControl(Protocol):
         """The facts of one name, a symlink's own."""
 
     async def list(
-        self, region: str, path: bytes, *, recursive: bool, limit: int, after: bytes | None
+        self, region: str, path: bytes, *, recursive: bool, brief: bool, limit: int, after: bytes | None
     ) -> Page:
         """What a directory holds, behind ``after``: ``limit`` names at most, fewer when they take long."""
 
@@ -83,8 +83,18 @@ class FilesControl(Protocol):
         creator: Creator,
         size: int | None,
         on_collision: OnCollision,
+        mode: int,
+        if_match: str | None,
     ) -> tuple[bytes, int]:
-        """Make a file, whole or not at all: its path and size."""
+        """Make a file, whole or not at all: its path and size. ``if_match``: only in place of this etag."""
+
+    async def mkdir(
+        self, region: str, path: bytes, *, creator: Creator, parents: bool, exist_ok: bool
+    ) -> None:
+        """Make a directory."""
+
+    async def set_mode(self, region: str, path: bytes, mode: int, *, creator: Creator) -> None:
+        """Change the permissions of a file or directory."""
 
     async def remove(self, region: str, path: bytes, *, creator: Creator, recursive: bool) -> None:
         """Remove a name."""
@@ -93,6 +103,11 @@ class FilesControl(Protocol):
         self, old: tuple[str, bytes], new: tuple[str, bytes], *, creator: Creator, on_collision: OnCollision
     ) -> bytes:
         """Give a file another name: the path that it got."""
+
+    async def copy(
+        self, old: tuple[str, bytes], new: tuple[str, bytes], *, creator: Creator, on_collision: OnCollision
+    ) -> bytes:
+        """Make another file or directory of what there is: the path that it got."""
 
 
 class MountControl(Protocol):

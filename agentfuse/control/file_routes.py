@@ -1,4 +1,4 @@
-"""The routes of files: list, facts, contents, put, delete, move. Paths are percent-encoded bytes."""
+"""The routes of files: list, facts, contents, put, mkdir, delete, move, copy. Paths are percent-encoded bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from email.utils import formatdate
 
 import trio
@@ -16,11 +16,14 @@ from agentfuse.control.contract import Content, MountControl, Page
 from agentfuse.control.feeds import encode
 from agentfuse.control.messages import (
     AnyQuery,
+    AttributesChange,
     Deleted,
     DeleteQuery,
     FileInfo,
     Listing,
     ListQuery,
+    Made,
+    MkdirQuery,
     MoveRequest,
     Nothing,
     Placed,
@@ -34,6 +37,7 @@ from agentfuse.errors import EnvironmentProblem, UsageError
 _PIECE = 256 * 1024
 _encoders = trio.CapacityLimiter(2)
 _RANGE = re.compile(rb"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
+_ETAG = re.compile(rb'"([\x21\x23-\x7e]*)"')
 _ANY = Media(("application/octet-stream",))
 
 
@@ -44,6 +48,7 @@ async def _list(control: MountControl, call: Call[ListQuery, Nothing]) -> Reply:
         call.region,
         call.path,
         recursive=asked.recursive,
+        brief=asked.brief,
         limit=asked.limit,
         after=None if asked.cursor is None else _position(asked.cursor),
     )
@@ -76,15 +81,16 @@ async def _get(control: MountControl, call: Call[AnyQuery, Nothing]) -> Reply:
 
 
 def _content(content: Content, call: Call[AnyQuery, Nothing]) -> Reply:
+    etag = f'"{content.etag}"'
     headers = [
-        ("ETag", content.etag),
+        ("ETag", etag),
         ("Last-Modified", formatdate(content.modified_at, usegmt=True)),
         ("Accept-Ranges", "bytes"),
     ]
-    if content.etag.encode() in re.split(rb"\s*,\s*", call.headers.get(b"if-none-match", b"")):
+    if etag.encode() in re.split(rb"\s*,\s*", call.headers.get(b"if-none-match", b"")):
         return Streamed(content.mime, _pieces(content, 0, 0), 304, headers)
     begin, end, is_part = 0, content.size, False
-    if call.headers.get(b"if-range", content.etag.encode()) == content.etag.encode():
+    if call.headers.get(b"if-range", etag.encode()) == etag.encode():
         found = _range(call.headers.get(b"range", b""), content.size)
         if found is not None:
             begin, end, is_part = *found, True
@@ -132,6 +138,7 @@ async def _put(control: MountControl, call: Call[PutQuery, Nothing]) -> Reply:
     """Make a file of the body. It appears whole, under its name, or not at all; it is on the disk then.
 
     The directories on the way are made. ``as``: whose it is. Without a Content-Length send it chunked.
+    With ``If-Match`` it only replaces what has this one ETag still; else the answer is 412.
     """
     assert call.content is not None
     asked = call.query
@@ -142,8 +149,35 @@ async def _put(control: MountControl, call: Call[PutQuery, Nothing]) -> Reply:
         creator=asked.creator,
         size=call.size,
         on_collision=asked.on_collision,
+        mode=int(asked.mode, 8),
+        if_match=_if_match(call.headers),
     )
     return Answer(Put(call.region, os.fsdecode(path), size), status=201)
+
+
+def _if_match(headers: Mapping[bytes, bytes]) -> str | None:
+    header = headers.get(b"if-match")
+    if header is None:
+        return None
+    match = _ETAG.fullmatch(header)
+    if match is None:
+        raise UsageError("If-Match takes one ETag", hint='write it as it was given, like "1f-5-18a"')
+    return match[1].decode("ascii")
+
+
+async def _mkdir(control: MountControl, call: Call[MkdirQuery, Nothing]) -> Reply:
+    """Make a directory."""
+    asked = call.query
+    await control.files.mkdir(
+        call.region, call.path, creator=asked.creator, parents=asked.parents, exist_ok=asked.exist_ok
+    )
+    return Answer(Made(call.region, os.fsdecode(call.path)), status=201)
+
+
+async def _set_attributes(control: MountControl, call: Call[AnyQuery, AttributesChange]) -> Reply:
+    """Change the permissions of a file or directory."""
+    await control.files.set_mode(call.region, call.path, int(call.body.mode, 8), creator=call.body.creator)
+    return Answer((await control.files.stat(call.region, call.path)).as_dict())
 
 
 async def _delete(control: MountControl, call: Call[DeleteQuery, Nothing]) -> Reply:
@@ -156,11 +190,29 @@ async def _delete(control: MountControl, call: Call[DeleteQuery, Nothing]) -> Re
 async def _move(control: MountControl, call: Call[AnyQuery, MoveRequest]) -> Reply:
     """Give a file or a directory another name, in another region if need be, in one step."""
     asked = call.body
-    old, new = paths.split(asked.source), paths.split(asked.target)
-    if not old[1] or not new[1]:
-        raise UsageError("a region itself cannot be moved", hint="name what is in it, like uploads/a.csv")
+    old, new = _ends(asked)
     path = await control.files.move(old, new, creator=asked.creator, on_collision=asked.on_collision)
     return Answer(Placed(new[0], os.fsdecode(path)))
+
+
+async def _copy(control: MountControl, call: Call[AnyQuery, MoveRequest]) -> Reply:
+    """Copy a file, or a directory with all that is in it. It appears whole, or not at all.
+
+    ``as``: whose the copy is. A file that changes meanwhile is not copied, and the answer is 409.
+    """
+    asked = call.body
+    old, new = _ends(asked)
+    path = await control.files.copy(old, new, creator=asked.creator, on_collision=asked.on_collision)
+    return Answer(Placed(new[0], os.fsdecode(path)))
+
+
+def _ends(asked: MoveRequest) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
+    old, new = paths.split(asked.source), paths.split(asked.target)
+    if not old[1] or not new[1]:
+        raise UsageError(
+            "a region itself cannot be moved or copied", hint="name what is in it, like uploads/a.csv"
+        )
+    return old, new
 
 
 def _position(cursor: str) -> bytes:
@@ -178,5 +230,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route("GET", "/v1/stat/{region}/{path}", _stat, FileInfo),
     Route("GET", "/v1/content/{region}/{path}", _get, _ANY),
     Route("PUT", "/v1/content/{region}/{path}", _put, Put, query=PutQuery, status=201, takes_content=True),
+    Route("POST", "/v1/directories/{region}/{path}", _mkdir, Made, query=MkdirQuery, status=201),
+    Route("PATCH", "/v1/stat/{region}/{path}", _set_attributes, FileInfo, body=AttributesChange),
     Route("POST", "/v1/move", _move, Placed, body=MoveRequest),
+    Route("POST", "/v1/copy", _copy, Placed, body=MoveRequest),
 )

@@ -16,6 +16,7 @@ from agentfuse.regions import Creator
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Quota = Annotated[int, msgspec.Meta(ge=0, le=2**60)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+_Mode = Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$", description="in octal")]
 OnCollision = Literal["replace", "refuse", "number"]
 """When a name is taken: what has it is replaced, or the new file is refused, or gets ``name (1).ext``."""
 Level = Literal["debug", "info", "warning", "error"]
@@ -93,18 +94,22 @@ class LogLevel(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ListQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """``cursor``: where the listing before ended; ``recursive``: what is in its directories as well."""
+    """``cursor``: where the listing before ended; ``recursive``: what is in its directories as well;
+    ``brief``: no content is looked at, so that types are by the name alone.
+    """
 
     recursive: bool = False
+    brief: bool = False
     limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
     cursor: str | None = None
 
 
 class PutQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """Whose the file is, and what becomes of one that has its name."""
+    """Whose the file is, and what becomes of one that has its name; ``mode``: its permissions, in octal."""
 
     creator: Creator = msgspec.field(default=Creator.USER, name="as")
     on_collision: OnCollision = "replace"
+    mode: _Mode = "644"
 
 
 class DeleteQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -112,6 +117,21 @@ class DeleteQuery(msgspec.Struct, forbid_unknown_fields=True):
 
     creator: Creator = msgspec.field(default=Creator.USER, name="as")
     recursive: bool = False
+
+
+class MkdirQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """``parents``: those that it is in are made, too; ``exist_ok``: one that is there is no error."""
+
+    creator: Creator = msgspec.field(default=Creator.USER, name="as")
+    parents: bool = False
+    exist_ok: bool = False
+
+
+class AttributesChange(msgspec.Struct, forbid_unknown_fields=True):
+    """What is to be set of a file or directory: ``mode``, its permissions, in octal."""
+
+    mode: _Mode
+    creator: Creator = msgspec.field(default=Creator.USER, name="as")
 
 
 class MoveRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -256,7 +276,10 @@ class HomeReport(msgspec.Struct):
 
 
 class FileInfo(msgspec.Struct):
-    """One name in a region. ``is_absent``: its content is still in the store, and comes when it is read."""
+    """One name in a region. ``is_absent``: its content is still in the store, and comes when it is read.
+
+    ``etag``: of files, a strong validator of the content, without quotes.
+    """
 
     id: str
     region: str
@@ -269,6 +292,7 @@ class FileInfo(msgspec.Struct):
     created_at: float | None
     modified_at: float
     is_absent: bool
+    etag: str
 
 
 class Listing(msgspec.Struct):
@@ -286,6 +310,10 @@ class Placed(msgspec.Struct):
 
     region: str
     path: str
+
+
+class Made(Placed):
+    """A directory that is there now."""
 
 
 class Put(Placed):

@@ -26,9 +26,11 @@ from agentfuse.errors import (
     BusyError,
     EnvironmentProblem,
     ExistsError,
+    NotEmptyError,
     NotFoundError,
     QuotaExceededError,
     UsageError,
+    WrongTypeError,
 )
 from agentfuse.home.creators import Creator
 from agentfuse.home.quota import Account, Ledger
@@ -187,6 +189,33 @@ class Doors:
         to = self._joined(*new)
         done = await self._ask("move", *old, creator, to=to, collision=on_collision)
         return _beside(new[1], done)
+
+    async def copy(
+        self,
+        old: tuple[str, bytes],
+        new: tuple[str, bytes],
+        *,
+        creator: Creator,
+        on_collision: OnCollision = "refuse",
+    ) -> bytes:
+        """Copy a file, or a directory with all that is in it, to a (region, path); return the path it got.
+
+        It appears whole or not at all; modes are kept, times are not, and each link is a file of its own.
+        ``BusyError`` when a file changes meanwhile.
+        """
+        to = self._joined(*new)
+        done = await self._ask("copy", *old, creator, to=to, collision=on_collision)
+        return _beside(new[1], done)
+
+    async def mkdir(
+        self, region: str, path: bytes, *, creator: Creator, parents: bool = False, exist_ok: bool = False
+    ) -> None:
+        """Make a directory; ``parents``: those that it is in as well."""
+        await self._ask("mkdir", region, path, creator, parents=parents, exist_ok=exist_ok)
+
+    async def set_mode(self, region: str, path: bytes, mode: int, *, creator: Creator) -> None:
+        """Change the permissions of a file or directory."""
+        await self._ask("set mode", region, path, creator, mode=mode)
 
     async def write_back(self, paths: Iterable[bytes]) -> None:
         """Have the kernel send what was changed through mappings of these files, given from the home's root.
@@ -410,11 +439,13 @@ _ERRORS: dict[int, tuple[type[AgentfuseError], str, str]] = {
         "wait, or name a file",
     ),
     errno.EPERM: (UsageError, "it belongs to the platform", "only the daemon changes what is in .agentfuse/"),
-    errno.ENOTDIR: (UsageError, "a directory on the way is not one", _LOOK),
-    errno.ELOOP: (UsageError, "a directory on the way is a symbolic link", "name the directory itself"),
-    errno.EISDIR: (UsageError, "it is a directory", "name a file in it"),
-    errno.ENOTEMPTY: (UsageError, "the directory is not empty", "remove it with all that is in it"),
-    errno.EINVAL: (UsageError, "it cannot be moved into itself", "choose another directory"),
+    errno.ENOTDIR: (WrongTypeError, "a directory on the way is not one", _LOOK),
+    errno.ELOOP: (WrongTypeError, "a directory on the way is a symbolic link", "name the directory itself"),
+    errno.EISDIR: (WrongTypeError, "it is a directory", "name a file in it"),
+    errno.ENXIO: (WrongTypeError, "it is neither a file nor a directory", "name one of these"),
+    errno.ENOTEMPTY: (NotEmptyError, "the directory is not empty", "remove it with all that is in it"),
+    errno.EINVAL: (UsageError, "it cannot be put into itself", "choose another directory"),
+    errno.EACCES: (UsageError, "its permissions do not let the daemon at it", "change its mode first"),
     errno.ENOTSUP: (UsageError, "something else is mounted there", "what is mounted there is not the home's"),
     errno.EXDEV: (UsageError, "it has hard links, which do not cross regions", "copy it instead"),
     errno.ENAMETOOLONG: (

@@ -30,7 +30,9 @@ INCOMING = (b".agentfuse", b"incoming")
 """Where contents grow until they are whole: the agent cannot get there, and no region pays."""
 
 _MOST_NUMBERS = 10_000
-_RENAME_NOREPLACE = 1
+_MOST_LEVELS = 100
+_COPIES = 3
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -80,15 +82,22 @@ class Worker:
                 case "append":
                     return self._append(root, command)
                 case "move":
-                    with _parent(root, command["path"]) as (old_fd, old):
-                        os.stat(old, dir_fd=old_fd, follow_symlinks=False)  # else nothing is made for it
+                    with _source(root, command) as (old_fd, old):
                         with _parent(root, command["to"], owner=owner, makes=True) as (new_fd, new):
                             return {"name": _text(_place(old_fd, old, new_fd, new, command["collision"]))}
+                case "copy":
+                    return self._copy(root, command, owner)
+                case "mkdir":
+                    with _parent(root, command["path"], owner=owner, makes=command["parents"]) as (fd, name):
+                        _make_directory(fd, name, owner, exist_ok=command["exist_ok"])
+                case "set mode":
+                    with _source(root, command) as (fd, name):
+                        _set_mode(fd, name, command["mode"])
                 case "write back":
                     self._write_back(root)
                 case "remove":
                     path = command["path"].encode("utf-8", "surrogateescape")
-                    with _parent(root, command["path"]) as (fd, name), _directory(root, INCOMING) as incoming:
+                    with _source(root, command) as (fd, name), _directory(root, INCOMING) as incoming:
                         if command["recursive"]:
                             _require_no_mount(os.path.join(os.path.realpath(self._mountpoint), path))
                         _remove(fd, name, incoming if command["recursive"] else None)
@@ -132,6 +141,27 @@ class Worker:
             if command["durable"]:
                 os.fsync(fd)
         return {"name": _text(placed), "size": size_bytes}
+
+    def _copy(self, root: int, command: dict[str, Any], owner: list[int] | None) -> dict[str, Any]:
+        own = b"%d-%d" % (os.getpid(), time.monotonic_ns())
+        with (
+            _source(root, command) as (old_fd, old),
+            _parent(root, command["to"], owner=owner, makes=True) as (fd, name),
+            _directory(root, INCOMING) as incoming,
+        ):
+            if command["collision"] == "refuse":  # before anything is read
+                with contextlib.suppress(FileNotFoundError):
+                    os.stat(name, dir_fd=fd, follow_symlinks=False)
+                    raise OSError(errno.EEXIST, "the name is taken")
+            try:
+                _copy_into(old_fd, old, incoming, own, owner)
+                placed = _place(incoming, own, fd, name, command["collision"])
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    _remove_whole(incoming, own)
+                raise
+            os.fsync(fd)
+        return {"name": _text(placed)}
 
     def _append(self, root: int, command: dict[str, Any]) -> dict[str, Any]:
         with _parent(root, command["path"]) as (directory, name):
@@ -215,6 +245,25 @@ def _parent(
         yield fd, name
 
 
+@contextlib.contextmanager
+def _source(root: int, command: dict[str, Any]) -> Iterator[tuple[int, bytes]]:
+    """Where what a command is about is, and its name there. ``OSError``: there is none, or it is its target's
+    directory; then nothing has been made yet.
+    """
+    path: str = command["path"]
+    with contextlib.ExitStack() as stack:
+        try:
+            fd, name = stack.enter_context(_parent(root, path))
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                raise FileNotFoundError(errno.ENOENT, "nothing can be there") from error
+            raise
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if command.get("to", "").startswith(path + "/"):
+            raise OSError(errno.EINVAL, "it would be in itself")
+        yield fd, name
+
+
 def _regular_file(root: int, path: bytes) -> int:
     """Open a file to read; ``OSError`` for what is none: opening a pipe could wait, a device act."""
     with _parent(root, _text(path)) as (directory, name):
@@ -234,19 +283,110 @@ def _mkdir(fd: int, name: bytes, owner: list[int] | None) -> None:
         os.chown(name, *owner, dir_fd=fd, follow_symlinks=False)
 
 
+def _make_directory(fd: int, name: bytes, owner: list[int] | None, *, exist_ok: bool) -> None:
+    try:
+        _mkdir(fd, name, owner)
+    except FileExistsError:
+        found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if not exist_ok or not stat.S_ISDIR(found.st_mode):
+            raise
+
+
+def _set_mode(fd: int, name: bytes, mode: int) -> None:
+    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        if stat.S_ISLNK(os.fstat(found).st_mode):
+            raise OSError(errno.ENXIO, "a symbolic link has no permissions")
+        os.chmod(f"/proc/self/fd/{found}", mode)
+    finally:
+        os.close(found)
+
+
+def _copy_into(
+    old_fd: int, old: bytes, new_fd: int, new: bytes, owner: list[int] | None, depth: int = 0
+) -> None:
+    """Copy a file, or a directory with all that is in it but sockets and devices; never through a link."""
+    found = os.stat(old, dir_fd=old_fd, follow_symlinks=False)
+    kind = stat.S_IFMT(found.st_mode)
+    if kind == stat.S_IFREG:
+        _copy_file(old_fd, old, new_fd, new)
+    elif kind == stat.S_IFDIR:
+        os.mkdir(new, 0o700, dir_fd=new_fd)
+        with _opened(old, _DIRECTORY, old_fd) as source, _opened(new, _DIRECTORY, new_fd) as target:
+            _require_same_mount(source, target)
+            if depth == _MOST_LEVELS:
+                raise OSError(errno.ENAMETOOLONG, "directories are nested too deeply")
+            for name in map(os.fsencode, os.listdir(source)):
+                with contextlib.suppress(FileNotFoundError):  # it is gone again
+                    _copy_into(source, name, target, name, owner, depth + 1)
+    elif kind == stat.S_IFLNK:
+        os.symlink(os.readlink(old, dir_fd=old_fd), new, dir_fd=new_fd)
+    elif kind == stat.S_IFIFO:
+        os.mkfifo(new, 0o600, dir_fd=new_fd)
+    elif depth == 0:
+        raise OSError(errno.ENXIO, "neither a file nor a directory")
+    else:
+        return
+    if owner:
+        os.chown(new, *owner, dir_fd=new_fd, follow_symlinks=False)
+    if kind != stat.S_IFLNK:
+        os.chmod(new, stat.S_IMODE(found.st_mode), dir_fd=new_fd)  # after chown, which takes set-id bits
+
+
+def _copy_file(old_fd: int, old: bytes, new_fd: int, new: bytes) -> None:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with _opened(old, flags, old_fd) as source, _opened(new, _NEW, new_fd, 0o600) as target:
+        _require_same_mount(source, target)
+        for attempt in range(_COPIES):
+            os.ftruncate(target, 0)
+            os.lseek(target, 0, os.SEEK_SET)
+            try:
+                _copy(source, target)
+                break
+            except OSError as error:
+                if error.errno != errno.EBUSY or attempt == _COPIES - 1:
+                    raise
+        for each in os.listxattr(source):
+            if each.startswith("user."):
+                os.setxattr(target, each, os.getxattr(source, each))
+        os.fsync(target)
+
+
+@contextlib.contextmanager
+def _opened(name: bytes, flags: int, directory_fd: int, mode: int = 0) -> Iterator[int]:
+    fd = os.open(name, flags, mode, dir_fd=directory_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _require_same_mount(one: int, other: int) -> None:
+    if os.fstat(one).st_dev != os.fstat(other).st_dev:
+        raise OSError(errno.ENOTSUP, "something else is mounted there")
+
+
 def _place(old_fd: int, old: bytes, new_fd: int, new: bytes, collision: str) -> bytes:
     """Give what is ``old`` its name, or on ``number`` the first of ``name (1).ext``, ... that is free."""
     if collision == "replace":
-        os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+        try:
+            os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+        except NotADirectoryError:  # a directory in place of a file
+            _rename(old_fd, old, new_fd, new, _RENAME_EXCHANGE)
+            os.unlink(old, dir_fd=old_fd)
         return new
     for number in range(_MOST_NUMBERS if collision == "number" else 1):
         name = numbered(new, number) if number else new
-        if _libc.renameat2(old_fd, old, new_fd, name, _RENAME_NOREPLACE) == 0:
+        with contextlib.suppress(FileExistsError):
+            _rename(old_fd, old, new_fd, name, _RENAME_NOREPLACE)
             return name
-        code = ctypes.get_errno()
-        if code != errno.EEXIST:
-            raise OSError(code, os.strerror(code))
     raise OSError(errno.EEXIST, "the name is taken")
+
+
+def _rename(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:
+    if _libc.renameat2(old_fd, old, new_fd, new, flags) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def numbered(name: bytes, number: int) -> bytes:
@@ -281,6 +421,14 @@ def _remove(fd: int, name: bytes, incoming: int | None) -> None:
             shutil.rmtree(name, dir_fd=fd)  # it has hard links outside, so it cannot leave its region
         else:
             _take_apart(incoming, own)
+
+
+def _remove_whole(incoming: int, name: bytes) -> None:
+    """Remove a file, or a tree, of our own."""
+    if stat.S_ISDIR(os.stat(name, dir_fd=incoming, follow_symlinks=False).st_mode):
+        _take_apart(incoming, name)
+    else:
+        os.unlink(name, dir_fd=incoming)
 
 
 def _take_apart(incoming: int, name: bytes) -> None:

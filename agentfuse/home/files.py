@@ -13,6 +13,7 @@ import heapq
 import os
 import stat
 import struct
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from agentfuse.errors import BusyError, EnvironmentProblem, NotFoundError, UsageError
+from agentfuse.errors import BusyError, EnvironmentProblem, NotFoundError, UsageError, WrongTypeError
 from agentfuse.home import marks
 from agentfuse.home.mime import HEAD_BYTES, type_of
-from agentfuse.home.walk import Cursor, join, require_names
+from agentfuse.home.walk import SETTLED_NS, Cursor, changed_meanwhile, join, require_names
 from agentfuse.regions import LOOSE, PLATFORM, Creator, Region, Scope
 
 FileType = Literal["file", "dir", "symlink", "fifo", "socket", "device"]
@@ -49,7 +50,7 @@ class FileFacts:
 
     ``size`` is in bytes, of files only, and what it will be for one whose content ``is_absent``. ``mime``:
     of files, by the name alone if it is absent. ``created_at``: when it came to this disk, None where the
-    filesystem does not say.
+    filesystem does not say. ``etag``: of files, a strong validator of the content.
     """
 
     id: str
@@ -63,6 +64,7 @@ class FileFacts:
     created_at: float | None
     modified_at: float
     is_absent: bool
+    etag: str = ""
 
     @property
     def name(self) -> bytes:
@@ -83,6 +85,7 @@ class FileFacts:
             "created_at": self.created_at,
             "modified_at": self.modified_at,
             "is_absent": self.is_absent,
+            "etag": self.etag,
         }
 
 
@@ -120,12 +123,14 @@ class Files:
         path: bytes,
         *,
         recursive: bool = False,
+        brief: bool = False,
         after: bytes = b"",
         check: Callable[[], None] = lambda: None,
     ) -> Generator[FileFacts, None, None]:
         """The facts of what a directory holds, in order of name; what vanishes meanwhile is left out.
 
-        ``recursive``: what is in its directories too, each of them before what it holds. ``after``: only what
+        ``recursive``: what is in its directories too, each of them before what it holds. ``brief``: no content
+        is looked at, and types are by the name alone. ``after``: only what
         comes behind this path below the directory. ``check`` is called for every name that is read, and may
         raise to end it. Keeps few names and descriptors, however deep and wide the tree.
 
@@ -133,7 +138,9 @@ class Files:
         """
         where = self._place(region, path)
         if self.stat(region, path).type != "dir":
-            raise UsageError(f"{shown(region, path)} is not a directory", hint="ask for its facts instead")
+            raise WrongTypeError(
+                f"{shown(region, path)} is not a directory", hint="ask for its facts instead"
+            )
         levels = self._levels(region, path, recursive=recursive, after=after)
         at = path  # where it is, as ``where``
         if len(levels) > 1:
@@ -145,7 +152,7 @@ class Files:
                     levels.pop()
                     at, where = at.rpartition(b"/")[0], where.rpartition(b"/")[0]
                     continue
-                found = self._if_there(cursor, region, at, where, name)
+                found = self._if_there(cursor, region, at, where, name, brief=brief)
                 if found is None:
                     continue
                 yield found
@@ -194,45 +201,44 @@ class Files:
         return levels
 
     def _if_there(
-        self, cursor: Cursor, region: str, path: bytes, where: bytes, name: bytes
+        self, cursor: Cursor, region: str, path: bytes, where: bytes, name: bytes, *, brief: bool
     ) -> FileFacts | None:
         """The facts of a name in a directory that the cursor is in, unless it has vanished."""
         is_root = not where and name in self._roots
         owner, below = (self._roots[name], b"") if is_root else (region, join(path, name))
         try:
-            return self._facts(cursor, owner, below, join(where, name))
+            return self._facts(cursor, owner, below, join(where, name), brief=brief)
         except OSError as error:
             if error.errno not in _GONE:
                 raise
             return None
 
-    def _facts(self, cursor: Cursor, region: str, path: bytes, where: bytes) -> FileFacts:
+    def _facts(
+        self, cursor: Cursor, region: str, path: bytes, where: bytes, *, brief: bool = False
+    ) -> FileFacts:
         for _ in range(_LOOKS - 1):
             with suppress(BusyError):  # something else has the name since a moment ago
-                return self._look(cursor, region, path, where)
-        return self._look(cursor, region, path, where)
+                return self._look(cursor, region, path, where, brief=brief)
+        return self._look(cursor, region, path, where, brief=brief)
 
-    def _look(self, cursor: Cursor, region: str, path: bytes, where: bytes) -> FileFacts:
+    def _look(self, cursor: Cursor, region: str, path: bytes, where: bytes, *, brief: bool) -> FileFacts:
         parent_fd, name = cursor.parent(where) if where else (cursor.enter(b""), b".")
         found = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
         kind = _TYPES.get(stat.S_IFMT(found.st_mode), "device")
         mime, creator, mark = None, Creator.AGENT, None
-        if kind == "file":
-            fd = cursor.open_file(where)
-            try:
-                found, mark = _still(fd)
-                mime = type_of(path, None if mark else os.pread(fd, HEAD_BYTES, 0))
-                creator, born = marks.read_creator(fd), _birth_time(fd)
-            finally:
-                os.close(fd)
-        else:
-            fd = os.open(name, _PATH, dir_fd=parent_fd)
-            try:
-                if kind == "dir":
-                    creator = marks.read_creator(f"/proc/self/fd/{fd}")
-                born = _birth_time(fd)
-            finally:
-                os.close(fd)
+        reads = kind == "file" and not brief
+        fd = cursor.open_file(where) if reads else os.open(name, _PATH, dir_fd=parent_fd)
+        try:
+            if kind in ("file", "dir"):
+                at = fd if reads else f"/proc/self/fd/{fd}"
+                found, mark, creator = _still(fd, at)
+                if _TYPES.get(stat.S_IFMT(found.st_mode)) != kind:
+                    raise changed_meanwhile(where)
+            if kind == "file":
+                mime = type_of(path, os.pread(fd, HEAD_BYTES, 0) if reads and not mark else None)
+            born = _birth_time(fd)
+        finally:
+            os.close(fd)
         modified_ns, mode = (mark and mark.filling) or (found.st_mtime_ns, stat.S_IMODE(found.st_mode))
         return FileFacts(
             id=self.id_of(region, path),
@@ -246,6 +252,7 @@ class Files:
             created_at=born,
             modified_at=modified_ns / 1e9,
             is_absent=mark is not None,
+            etag=etag_of(found) if kind == "file" else "",
         )
 
 
@@ -305,14 +312,29 @@ def _names_behind(directory_fd: int, after: bytes, check: Callable[[], None]) ->
     return heapq.nsmallest(_NAMES, behind())[::-1]
 
 
-def _still(fd: int) -> tuple[os.stat_result, marks.Mark | None]:
-    """The attributes of a file and its mark, of one moment: filling it sets and restores both."""
-    mark = marks.read(fd)
+def _still(fd: int, at: marks.File) -> tuple[os.stat_result, marks.Mark | None, Creator]:
+    """The attributes of a file and its marks, of one moment: filling it sets and restores both.
+
+    ``at``: ``fd``, or its name in /proc where that reads nothing itself.
+    """
+    if not os.listxattr(at):
+        return os.fstat(fd), None, Creator.AGENT
+    mark = marks.read(at)
     while True:
         found = os.fstat(fd)
-        before, mark = mark, marks.read(fd)
+        before, mark = mark, marks.read(at)
         if mark == before:
-            return found, mark if found.st_size else None
+            return found, mark if found.st_size else None, marks.read_creator(at)
+
+
+def etag_of(found: os.stat_result) -> str:
+    """A strong validator of a file's content, without quotes."""
+    etag = f"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}"
+    now = time.time_ns()
+    if found.st_ctime_ns > now - SETTLED_NS:
+        # It may change again within the same tick of the disk's clock: nobody shall find it unchanged.
+        etag += f"-{now:x}"
+    return etag
 
 
 @contextmanager

@@ -79,8 +79,8 @@ def remove(fd: int) -> None:
             raise
 
 
-def read(fd: int) -> Mark | None:
-    """The mark of an open file; None when it has none, so its content is its own."""
+def read(fd: File) -> Mark | None:
+    """The mark of a file; None when it has none, so its content is its own."""
     try:
         if os.fsdecode(NAME) not in os.listxattr(fd):  # which needs no permission
             return None

@@ -20,6 +20,10 @@ from agentfuse.errors import BusyError, EnvironmentProblem, UsageError
 MAX_OPEN = 64
 """Descriptors that one walk keeps at most."""
 
+SETTLED_NS = 20_000_000
+"""A file whose ctime is younger than this could change again within the same tick of the kernel's clock, so
+nothing that tells by its times that it did not is trusted."""
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

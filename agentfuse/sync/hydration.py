@@ -18,13 +18,13 @@ import trio
 
 from agentfuse.errors import AgentfuseError, IntegrityError, ObjectNotFoundError
 from agentfuse.home import marks
+from agentfuse.home.walk import SETTLED_NS
 from agentfuse.killpoints import passing
 from agentfuse.snapshots.layout import object_key
 from agentfuse.sync.absent import Absent, Item, Part, Settled, State
 from agentfuse.sync.contents import read_content
 from agentfuse.sync.fetch import copy_all, stream_into, write_all
 from agentfuse.sync.hydrate import sync_filesystem
-from agentfuse.sync.scan import SETTLED_NS
 from agentfuse.sync.upload import SMALL_BYTES
 
 _log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ import msgspec
 
 from agentfuse.errors import AgentfuseError
 from agentfuse.home import marks
-from agentfuse.home.walk import Cursor, changed_meanwhile, join, local_disk, read_directory
+from agentfuse.home.walk import SETTLED_NS, Cursor, changed_meanwhile, join, local_disk, read_directory
 from agentfuse.killpoints import passing
 from agentfuse.regions import Creator
 from agentfuse.snapshots.document import MAX_DOCUMENT_BYTES, MAX_TIME_NS
@@ -31,9 +31,6 @@ from agentfuse.sync.spool import Copy, Spool
 from agentfuse.sync.upload import Readable
 
 READ_BYTES = 1024 * 1024
-SETTLED_NS = 20_000_000
-"""A file whose ctime is younger than this at the scan could change again within the same tick of the
-kernel's clock, so its print is not trusted the next time."""
 
 
 class Print(NamedTuple):

@@ -18,7 +18,7 @@ from agentfuse.home.changes import Changes
 from agentfuse.objectstore import ObjectStore, open_store
 from agentfuse.snapshots.history import History
 from agentfuse.sync.contents import read_content
-from agentfuse.sync.scan import SETTLED_NS
+from agentfuse.home.walk import SETTLED_NS
 from agentfuse.sync.spool import Spool
 
 
