@@ -43,7 +43,7 @@ from agentfuse.control.messages import (
     RegionUse,
     Status,
 )
-from agentfuse.control.registry import PublishedMount, open_registry
+from agentfuse.control.registry import NoDaemonError, PublishedMount, open_registry
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UsageError
 from agentfuse.regions import Creator
 
@@ -177,7 +177,7 @@ class Home:
                         if line:
                             yield msgspec.convert(line, Event)
                             since = line["seq"]
-            except (asks.NoDaemonError, asks.CutOffError) as error:
+            except (NoDaemonError, asks.CutOffError) as error:
                 problem: AgentfuseError = error
             else:
                 return
@@ -205,7 +205,13 @@ class Home:
         Raises ``QuotaExceededError``, ``ExistsError`` (with ``refuse``), ``BusyError`` when the source
         changes meanwhile, ``ChangedError`` when the target has, ``NotFoundError`` when there is no source.
         """
-        ask = _put(source, target, creator, on_collision, mode, if_match)
+        ask = asks.put(
+            _place(source, target),
+            creator=str(creator),
+            on_collision=on_collision,
+            mode=mode,
+            if_match=if_match,
+        )
         if isinstance(source, bytes | bytearray | memoryview):
             source = io.BytesIO(source)  # sent as one piece, httpx would copy what is left again and again
         if isinstance(source, str | os.PathLike):
@@ -294,9 +300,16 @@ class Home:
         """Make a directory; ``parents``: those that it is in as well."""
         self._client.ask(asks.mkdir(path, creator=str(creator), parents=parents, exist_ok=exist_ok))
 
-    def set_mode(self, path: str, mode: int, *, creator: Creator | str = Creator.USER) -> FileInfo:
-        """Change the permissions of a file or directory."""
-        return self._client.ask(asks.set_mode(path, mode, creator=str(creator)))
+    def annotate(
+        self,
+        path: str,
+        *,
+        mode: int | None = None,
+        labels: bytes | None = None,
+        creator: Creator | str = Creator.USER,
+    ) -> FileInfo:
+        """Change the permissions of a file or directory, or what is kept in its attribute ``user.labels``."""
+        return self._client.ask(asks.annotate(path, mode=mode, labels=labels, creator=str(creator)))
 
 
 class AsyncHome:
@@ -361,7 +374,7 @@ class AsyncHome:
                         if line:
                             yield msgspec.convert(line, Event)
                             since = line["seq"]
-            except (asks.NoDaemonError, asks.CutOffError) as error:
+            except (NoDaemonError, asks.CutOffError) as error:
                 problem: AgentfuseError = error
             else:
                 return
@@ -381,13 +394,20 @@ class AsyncHome:
         on_collision: OnCollision = "replace",
         mode: int = 0o644,
         if_match: str | None = None,
+        size: int | None = None,
     ) -> Put:
-        """See ``Home.put``. ``source`` may also be asynchronous pieces."""
-        ask = _put(source, target, creator, on_collision, mode, if_match)
+        """See ``Home.put``. ``source`` may also be asynchronous pieces, ``size`` bytes if that is known."""
+        ask = asks.put(
+            _place(source, target),
+            creator=str(creator),
+            on_collision=on_collision,
+            mode=mode,
+            if_match=if_match,
+        )
         if isinstance(source, bytes | bytearray | memoryview):
             source = io.BytesIO(source)
         if isinstance(source, AsyncIterable):
-            return await self._client.put(ask, source, None)
+            return await self._client.put(ask, source, size)
         if isinstance(source, str | os.PathLike):
             with _opened(source) as file:
                 return await self._client.put(ask, _in_threads(_pieces(file)), _size_of(file))
@@ -475,26 +495,27 @@ class AsyncHome:
         """See ``Home.mkdir``."""
         await self._client.ask(asks.mkdir(path, creator=str(creator), parents=parents, exist_ok=exist_ok))
 
-    async def set_mode(self, path: str, mode: int, *, creator: Creator | str = Creator.USER) -> FileInfo:
-        """See ``Home.set_mode``."""
-        return await self._client.ask(asks.set_mode(path, mode, creator=str(creator)))
+    async def annotate(
+        self,
+        path: str,
+        *,
+        mode: int | None = None,
+        labels: bytes | None = None,
+        creator: Creator | str = Creator.USER,
+    ) -> FileInfo:
+        """See ``Home.annotate``."""
+        return await self._client.ask(asks.annotate(path, mode=mode, labels=labels, creator=str(creator)))
 
 
-def _put(
-    source: object,
-    target: str,
-    creator: Creator | str,
-    on_collision: OnCollision,
-    mode: int,
-    if_match: str | None,
-) -> asks.Ask[Put]:
+def _place(source: object, target: str) -> str:
+    """Where a source is put."""
     if hasattr(source, "encoding"):
         raise UsageError("the file was opened for text", hint='open it with mode "rb"')
-    if target.endswith("/"):
-        if not isinstance(source, str | os.PathLike):
-            raise UsageError(f"{target!a} is a directory", hint="end it with the file's name")
-        target += os.path.basename(os.fspath(source))
-    return asks.put(target, creator=str(creator), on_collision=on_collision, mode=mode, if_match=if_match)
+    if not target.endswith("/"):
+        return target
+    if not isinstance(source, str | os.PathLike):
+        raise UsageError(f"{target!a} is a directory", hint="end it with the file's name")
+    return target + os.path.basename(os.fspath(source))
 
 
 def _opened(source: str | os.PathLike[str]) -> BinaryIO:

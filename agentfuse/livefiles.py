@@ -10,8 +10,8 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, closing
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import trio
 from agentfuse.control.contract import Content, Page
 from agentfuse.control.messages import OnCollision
 from agentfuse.door.doors import MAX_DOORS, Doors
-from agentfuse.errors import BusyError, ChangedError, NotFoundError, StoreError, UsageError, WrongTypeError
+from agentfuse.errors import BusyError, ChangedError, NotFoundError, StoreError, WrongTypeError
 from agentfuse.home.files import FileFacts, Files, etag_of, shown
 from agentfuse.home.mime import type_of
 from agentfuse.home.walk import Cursor, join, open_to_fill
@@ -73,8 +73,8 @@ class LiveFiles:
         Fewer than ``limit`` when they take longer than ``PAGE_S``, but not none unless there are no more.
         Nobody waits for the thread of a listing that was cancelled, which ends at its next name.
         """
-        options = {"recursive": recursive, "brief": brief, "limit": limit, "after": after}
-        page = partial(_page, self._files, region, path, **options)
+        listing = partial(self._files.list, region, path, recursive=recursive, brief=brief)
+        page = partial(_page, listing, path, limit=limit, after=after)
         entries, last = await trio.to_thread.run_sync(page, limiter=self._readers, abandon_on_cancel=True)
         if region == LOOSE:
             entries = [self._as_of_now(facts) for facts in entries]
@@ -154,10 +154,26 @@ class LiveFiles:
         async with self._puts, AsyncExitStack() as until_placed:
             if if_match is not None:
                 content = self._unless_changed(content, region, path, if_match, until_placed)
+            labels = await self._labels(region, path) if on_collision == "replace" else b""
             placed = await self._doors.put(
                 region, path, content, creator=creator, size=size, on_collision=on_collision, mode=mode
             )
+            if labels:
+                await self._label(region, path, labels)
         return placed.path, placed.size_bytes
+
+    async def _labels(self, region: str, path: bytes) -> bytes:
+        """Those of what has a path now."""
+        try:
+            return (await self.stat(region, path)).labels
+        except NotFoundError:
+            return b""
+
+    async def _label(self, region: str, path: bytes, labels: bytes) -> None:
+        """On the backing file: the mount itself may have no extended attributes."""
+        label = partial(self._files.label, region, path, labels)
+        ino = await trio.to_thread.run_sync(label, limiter=self._readers)
+        self._doors.account(region).changed(ino)
 
     async def _unless_changed(
         self,
@@ -187,10 +203,15 @@ class LiveFiles:
         self._require(region, path)
         await self._doors.mkdir(region, path, creator=creator, parents=parents, exist_ok=exist_ok)
 
-    async def set_mode(self, region: str, path: bytes, mode: int, *, creator: Creator) -> None:
-        """See ``Doors.set_mode``."""
+    async def annotate(
+        self, region: str, path: bytes, *, creator: Creator, mode: int | None, labels: bytes | None
+    ) -> None:
+        """Change the permissions and labels of a file or directory; None leaves them."""
         self._require(region, path)
-        await self._doors.set_mode(region, path, mode, creator=creator)
+        if labels is not None:
+            await self._label(region, path, labels)
+        if mode is not None:
+            await self._doors.set_mode(region, path, mode, creator=creator)
 
     async def remove(self, region: str, path: bytes, *, creator: Creator, recursive: bool) -> None:
         """See ``Doors.remove``."""
@@ -212,7 +233,12 @@ class LiveFiles:
         self._require(*old)
         self._require(*new)
         async with self._puts:
-            return await self._doors.copy(old, new, creator=creator, on_collision=on_collision)
+            path = await self._doors.copy(old, new, creator=creator, on_collision=on_collision)
+        list_labels = partial(_labels_below, self._files, *old)
+        for below, labels in await trio.to_thread.run_sync(list_labels, limiter=self._readers):
+            with suppress(NotFoundError, WrongTypeError):  # it is something else already
+                await self._label(new[0], path + below, labels)
+        return path
 
     def _require(self, region: str, path: bytes) -> None:
         """Only what is in a region: not the platform's own directory, which has doors as well."""
@@ -276,12 +302,9 @@ class MadeFile:
 
 
 def _page(
-    files: Files,
-    region: str,
+    list_files: Callable[..., Generator[FileFacts, None, None]],
     directory: bytes,
     *,
-    recursive: bool,
-    brief: bool,
     limit: int,
     after: bytes | None,
 ) -> tuple[list[FileFacts], bytes | None]:
@@ -298,8 +321,7 @@ def _page(
         path = entries[-1].path
         return path[len(directory) + 1 :] if directory else path or entries[-1].name
 
-    listing = files.list(region, directory, recursive=recursive, brief=brief, after=after or b"", check=check)
-    with closing(listing):
+    with closing(list_files(after=after or b"", check=check)) as listing:
         try:
             for facts in listing:
                 if len(entries) == limit:
@@ -308,6 +330,16 @@ def _page(
         except _TimeOverError:
             return entries, last()
     return entries, None
+
+
+def _labels_below(files: Files, region: str, path: bytes) -> list[tuple[bytes, bytes]]:
+    """The labels of a path and of what is in it, by what follows the path."""
+    try:
+        top = files.stat(region, path)
+        below = files.list(region, path, recursive=True, brief=True) if top.type == "dir" else ()
+        return [(each.path[len(path) :], each.labels) for each in (top, *below) if each.labels]
+    except (NotFoundError, WrongTypeError):
+        return []
 
 
 class _TimeOverError(Exception):

@@ -5,6 +5,7 @@ So the blocking and the asynchronous client are the same but for waiting. Vendor
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from agentfuse.control.messages import (
     Regions,
     Status,
 )
+from agentfuse.control.registry import NoDaemonError
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError, UsageError
 
 ANSWER_DEADLINE_S = 30.0  # an unmount sends something every second while it works
@@ -47,10 +49,6 @@ _PAGE = 5000
 BASE_URL = "http://agentfuse"
 _NOT_UNDERSTOOD = (json.JSONDecodeError, UnicodeDecodeError, msgspec.MsgspecError)
 _T = TypeVar("_T")
-
-
-class NoDaemonError(NotFoundError):
-    """Nobody answers at the socket."""
 
 
 class CutOffError(UnflushedError):
@@ -175,9 +173,13 @@ def mkdir(path: str, *, creator: str, parents: bool, exist_ok: bool) -> Ask[Made
     return Ask("POST", f"/v1/directories/{_place_of_file(path)}?{query}", Made)
 
 
-def set_mode(path: str, mode: int, *, creator: str) -> Ask[FileInfo]:
-    """Other permissions."""
-    body = {"mode": f"{mode:03o}", "as": creator}
+def annotate(path: str, *, mode: int | None, labels: bytes | None, creator: str) -> Ask[FileInfo]:
+    """Other permissions, other labels."""
+    body = {
+        "mode": None if mode is None else f"{mode:03o}",
+        "labels": None if labels is None else base64.b64encode(labels).decode(),
+        "as": creator,
+    }
     return Ask("PATCH", f"/v1/stat/{_place_of_file(path)}", FileInfo, body)
 
 

@@ -55,8 +55,12 @@ class ControlClient:
     @contextmanager
     def content(self, ask: Ask[bytes]) -> Iterator[Content[Iterator[bytes]]]:
         """A content in pieces. ``BusyError`` when it ends too early."""
-        with asks.whole_content(), self.opened(ask) as response:
-            yield asks.content_of(response, response.iter_raw())
+        with self.opened(ask) as response:
+            yield asks.content_of(response, self._pieces(response))
+
+    def _pieces(self, response: httpx.Response) -> Iterator[bytes]:
+        with asks.whole_content(), asks.map_httpx(self._path):
+            yield from response.iter_raw()
 
     def metrics(self) -> str:
         """What the mount counts, in Prometheus' text format."""
@@ -189,9 +193,13 @@ class AsyncControlClient:
     @asynccontextmanager
     async def content(self, ask: Ask[bytes]) -> AsyncIterator[Content[AsyncIterator[bytes]]]:
         """As ``ControlClient.content``."""
-        with asks.whole_content():
-            async with self.opened(ask) as response:
-                yield asks.content_of(response, response.aiter_raw())
+        async with self.opened(ask) as response:
+            yield asks.content_of(response, self._pieces(response))
+
+    async def _pieces(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        with asks.whole_content(), asks.map_httpx(self._path):
+            async for piece in response.aiter_raw():
+                yield piece
 
     async def lines(self, ask: Ask[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
         """An answer line by line, empty ones for heartbeats."""

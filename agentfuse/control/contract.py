@@ -93,8 +93,10 @@ class FilesControl(Protocol):
     ) -> None:
         """Make a directory."""
 
-    async def set_mode(self, region: str, path: bytes, mode: int, *, creator: Creator) -> None:
-        """Change the permissions of a file or directory."""
+    async def annotate(
+        self, region: str, path: bytes, *, creator: Creator, mode: int | None, labels: bytes | None
+    ) -> None:
+        """Change the permissions and labels of a file or directory; None leaves them."""
 
     async def remove(self, region: str, path: bytes, *, creator: Creator, recursive: bool) -> None:
         """Remove a name."""

@@ -1,4 +1,7 @@
-"""The routes of files: list, facts, contents, put, mkdir, delete, move, copy. Paths are percent-encoded bytes."""
+"""The routes of files: list, facts, contents, put, mkdir, delete, move, copy, attributes.
+
+Paths are percent-encoded bytes.
+"""
 
 from __future__ import annotations
 
@@ -175,8 +178,12 @@ async def _mkdir(control: MountControl, call: Call[MkdirQuery, Nothing]) -> Repl
 
 
 async def _set_attributes(control: MountControl, call: Call[AnyQuery, AttributesChange]) -> Reply:
-    """Change the permissions of a file or directory."""
-    await control.files.set_mode(call.region, call.path, int(call.body.mode, 8), creator=call.body.creator)
+    """Change the permissions and labels of a file or directory."""
+    asked = call.body
+    mode = None if asked.mode is None else int(asked.mode, 8)
+    await control.files.annotate(
+        call.region, call.path, creator=asked.creator, mode=mode, labels=asked.labels
+    )
     return Answer((await control.files.stat(call.region, call.path)).as_dict())
 
 

@@ -128,9 +128,12 @@ class MkdirQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class AttributesChange(msgspec.Struct, forbid_unknown_fields=True):
-    """What is to be set of a file or directory: ``mode``, its permissions, in octal."""
+    """What is to be set of a file or directory; what is left out stays. ``mode``: its permissions, in octal;
+    ``labels``: base64, kept in the attribute ``user.labels``, which nobody but their giver reads.
+    """
 
-    mode: _Mode
+    mode: _Mode | None = None
+    labels: bytes | None = None
     creator: Creator = msgspec.field(default=Creator.USER, name="as")
 
 
@@ -278,7 +281,8 @@ class HomeReport(msgspec.Struct):
 class FileInfo(msgspec.Struct):
     """One name in a region. ``is_absent``: its content is still in the store, and comes when it is read.
 
-    ``etag``: of files, a strong validator of the content, without quotes.
+    ``etag``: of files, a strong validator of the content, without quotes. ``labels``: base64, as they
+    were set.
     """
 
     id: str
@@ -293,6 +297,7 @@ class FileInfo(msgspec.Struct):
     modified_at: float
     is_absent: bool
     etag: str
+    labels: bytes = b""
 
 
 class Listing(msgspec.Struct):

@@ -61,6 +61,10 @@ class MountLock:
         os.close(self._fd)
 
 
+class NoDaemonError(NotFoundError):
+    """Nobody serves a mountpoint, or answers at a socket."""
+
+
 class Registry:
     """Publishes, withdraws and finds mounts. ``runtime`` comes from ``runtime_directory``."""
 
@@ -115,7 +119,7 @@ class Registry:
         resolved = resolve_mountpoint(mountpoint)
         entry = self._read(self._path(resolved, "json"))
         if entry is None:
-            raise NotFoundError(
+            raise NoDaemonError(
                 f"no agentfuse mount at {resolved}", hint="agentfuse ps lists the mounts of this host"
             )
         return entry
@@ -124,7 +128,7 @@ class Registry:
         """As :meth:`find`, of a mount whose daemon lives."""
         entry = self.find(mountpoint)
         if not entry.alive:
-            raise NotFoundError(
+            raise NoDaemonError(
                 f"the daemon of {entry.record.mountpoint} is dead",
                 hint=f"agentfuse umount {entry.record.mountpoint} cleans up; agentfuse recover, or mounting "
                 "again, finishes its work",

@@ -138,7 +138,7 @@ class Doors:
         ``size``: its length in bytes, when it is known: too much is then refused at once, and any other
         length is a ``UsageError``. The directories on the way are made. It is on the local disk then.
         """
-        account = self._account(region)
+        account = self.account(region)
         if on_collision != "replace":
             account.require(size or 0, 0)
         elif size is not None and size > account.bytes_quota:
@@ -160,7 +160,7 @@ class Doors:
 
         ``BusyError`` when that one changes meanwhile. The descriptor stays the caller's.
         """
-        self._account(region).require(os.fstat(fd).st_size, 0)
+        self.account(region).require(os.fstat(fd).st_size, 0)
         details: dict[str, object] = {"collision": on_collision, "mode": mode, "durable": True}
         return await self._put(region, path, creator, fd, details)
 
@@ -320,7 +320,8 @@ class Doors:
             await self._end(door)
         return None
 
-    def _account(self, region: str) -> Account:
+    def account(self, region: str) -> Account:
+        """What a region holds and may hold. Raises ``NotFoundError``."""
         for account in (*self._ledger.accounts(), self._ledger.platform):
             if account.name == region:
                 return account
@@ -333,7 +334,7 @@ class Doors:
         if not path:
             raise UsageError("a region's own directory stays where it is", hint="write it like reports/a.csv")
         names = path.split(b"/")
-        if self._account(region) is not self._ledger.loose:
+        if self.account(region) is not self._ledger.loose:
             names.insert(0, region.encode())
         elif self._ledger.is_root(names[0]):
             raise UsageError(f"{os.fsdecode(path)!r} is not loose in the home", hint="name its region")

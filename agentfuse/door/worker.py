@@ -21,7 +21,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 PACKET = 64 * 1024
 """Most content in one packet."""
@@ -36,6 +36,13 @@ _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _At(NamedTuple):
+    """A name in an open directory."""
+
+    fd: int
+    name: bytes
 
 
 class _BrokenOff(Exception):  # noqa: N818  # not an error: whoever sent the content gave up
@@ -82,9 +89,11 @@ class Worker:
                 case "append":
                     return self._append(root, command)
                 case "move":
-                    with _source(root, command) as (old_fd, old):
-                        with _parent(root, command["to"], owner=owner, makes=True) as (new_fd, new):
-                            return {"name": _text(_place(old_fd, old, new_fd, new, command["collision"]))}
+                    with (
+                        _source(root, command) as (old_fd, old),
+                        _parent(root, command["to"], owner=owner, makes=True) as (new_fd, new),
+                    ):
+                        return {"name": _text(_place(old_fd, old, new_fd, new, command["collision"]))}
                 case "copy":
                     return self._copy(root, command, owner)
                 case "mkdir":
@@ -154,7 +163,7 @@ class Worker:
                     os.stat(name, dir_fd=fd, follow_symlinks=False)
                     raise OSError(errno.EEXIST, "the name is taken")
             try:
-                _copy_into(old_fd, old, incoming, own, owner)
+                _copy_into(_At(old_fd, old), _At(incoming, own), owner)
                 placed = _place(incoming, own, fd, name, command["collision"])
             except BaseException:
                 with contextlib.suppress(FileNotFoundError):
@@ -293,49 +302,52 @@ def _make_directory(fd: int, name: bytes, owner: list[int] | None, *, exist_ok: 
 
 
 def _set_mode(fd: int, name: bytes, mode: int) -> None:
-    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-    try:
-        if stat.S_ISLNK(os.fstat(found).st_mode):
-            raise OSError(errno.ENXIO, "a symbolic link has no permissions")
+    with _opened(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, fd) as found:
+        if stat.S_IFMT(os.fstat(found).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            raise OSError(errno.ENXIO, "neither a file nor a directory")
         os.chmod(f"/proc/self/fd/{found}", mode)
-    finally:
-        os.close(found)
 
 
-def _copy_into(
-    old_fd: int, old: bytes, new_fd: int, new: bytes, owner: list[int] | None, depth: int = 0
-) -> None:
+def _copy_into(source: _At, target: _At, owner: list[int] | None, depth: int = 0) -> None:
     """Copy a file, or a directory with all that is in it but sockets and devices; never through a link."""
-    found = os.stat(old, dir_fd=old_fd, follow_symlinks=False)
+    found = os.stat(source.name, dir_fd=source.fd, follow_symlinks=False)
     kind = stat.S_IFMT(found.st_mode)
     if kind == stat.S_IFREG:
-        _copy_file(old_fd, old, new_fd, new)
+        _copy_file(source, target)
     elif kind == stat.S_IFDIR:
-        os.mkdir(new, 0o700, dir_fd=new_fd)
-        with _opened(old, _DIRECTORY, old_fd) as source, _opened(new, _DIRECTORY, new_fd) as target:
-            _require_same_mount(source, target)
-            if depth == _MOST_LEVELS:
-                raise OSError(errno.ENAMETOOLONG, "directories are nested too deeply")
-            for name in map(os.fsencode, os.listdir(source)):
-                with contextlib.suppress(FileNotFoundError):  # it is gone again
-                    _copy_into(source, name, target, name, owner, depth + 1)
+        _copy_directory(source, target, owner, depth)
     elif kind == stat.S_IFLNK:
-        os.symlink(os.readlink(old, dir_fd=old_fd), new, dir_fd=new_fd)
+        os.symlink(os.readlink(source.name, dir_fd=source.fd), target.name, dir_fd=target.fd)
     elif kind == stat.S_IFIFO:
-        os.mkfifo(new, 0o600, dir_fd=new_fd)
+        os.mkfifo(target.name, 0o600, dir_fd=target.fd)
     elif depth == 0:
         raise OSError(errno.ENXIO, "neither a file nor a directory")
     else:
         return
     if owner:
-        os.chown(new, *owner, dir_fd=new_fd, follow_symlinks=False)
+        os.chown(target.name, *owner, dir_fd=target.fd, follow_symlinks=False)
     if kind != stat.S_IFLNK:
-        os.chmod(new, stat.S_IMODE(found.st_mode), dir_fd=new_fd)  # after chown, which takes set-id bits
+        mode = stat.S_IMODE(found.st_mode)
+        os.chmod(target.name, mode, dir_fd=target.fd)  # after chown, which takes set-id bits
 
 
-def _copy_file(old_fd: int, old: bytes, new_fd: int, new: bytes) -> None:
+def _copy_directory(source: _At, target: _At, owner: list[int] | None, depth: int) -> None:
+    if depth == _MOST_LEVELS:
+        raise OSError(errno.ENAMETOOLONG, "directories are nested too deeply")
+    os.mkdir(target.name, 0o700, dir_fd=target.fd)
+    with (
+        _opened(source.name, _DIRECTORY, source.fd) as old,
+        _opened(target.name, _DIRECTORY, target.fd) as new,
+    ):
+        _require_same_mount(old, new)
+        for name in map(os.fsencode, os.listdir(old)):
+            with contextlib.suppress(FileNotFoundError):  # it is gone again
+                _copy_into(_At(old, name), _At(new, name), owner, depth + 1)
+
+
+def _copy_file(from_: _At, to: _At) -> None:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with _opened(old, flags, old_fd) as source, _opened(new, _NEW, new_fd, 0o600) as target:
+    with _opened(from_.name, flags, from_.fd) as source, _opened(to.name, _NEW, to.fd, 0o600) as target:
         _require_same_mount(source, target)
         for attempt in range(_COPIES):
             os.ftruncate(target, 0)
@@ -346,8 +358,8 @@ def _copy_file(old_fd: int, old: bytes, new_fd: int, new: bytes) -> None:
             except OSError as error:
                 if error.errno != errno.EBUSY or attempt == _COPIES - 1:
                     raise
-        for each in os.listxattr(source):
-            if each.startswith("user."):
+        with contextlib.suppress(OSError):  # the home may have none
+            for each in os.listxattr(source):
                 os.setxattr(target, each, os.getxattr(source, each))
         os.fsync(target)
 

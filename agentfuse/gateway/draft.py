@@ -24,7 +24,7 @@ from agentfuse.errors import (
     UsageError,
     WrongTypeError,
 )
-from agentfuse.gateway.filetree import LABELS
+from agentfuse.home.marks import LABELS
 from agentfuse.home.walk import join
 from agentfuse.regions import Creator
 from agentfuse.snapshots.entries import Entry, names_by_inode, parent_of, printable

@@ -24,9 +24,6 @@ from agentfuse.sync.upload import Readable
 
 MAX_PATH_BYTES = 4095
 
-LABELS = b"user.labels"
-"""The extended attribute that holds them: so they are in snapshots, and come back with the file."""
-
 MAX_LABELS_BYTES = 2048
 """Some filesystems have 4 KiB for all attributes of a file."""
 
@@ -36,7 +33,8 @@ class Node:
     """One path. ``size`` is in bytes, of files only; ``mtime_ns`` nanoseconds since the epoch.
 
     ``etag`` is a strong validator of a file's content, without quotes. ``labels``: what
-    :meth:`FileTree.annotate` was given last.
+    :meth:`FileTree.annotate` was given last. ``created_ns``: when a live file came to its host; in the store
+    no time but the mtime is known.
     """
 
     path: bytes
@@ -47,6 +45,7 @@ class Node:
     created_by: Creator
     etag: str = ""
     labels: bytes = b""
+    created_ns: int = 0
 
     @property
     def name(self) -> bytes:

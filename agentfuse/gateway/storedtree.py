@@ -24,8 +24,9 @@ from agentfuse.door.doors import OnCollision
 from agentfuse.errors import AgentfuseError, IntegrityError, NotFoundError, StoreError, WrongTypeError
 from agentfuse.gateway.batches import Batches
 from agentfuse.gateway.draft import Draft, children
-from agentfuse.gateway.filetree import LABELS, Body, NewFile, Node, Usage
+from agentfuse.gateway.filetree import Body, NewFile, Node, Usage
 from agentfuse.gateway.limits import Limits
+from agentfuse.home.marks import LABELS
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.progress import Silent
 from agentfuse.regions import Creator
@@ -366,4 +367,5 @@ def _node(entry: Entry) -> Node:
         entry.created_by,
         entry.sha256,
         dict(entry.xattrs).get(LABELS, b""),
+        entry.mtime_ns,
     )

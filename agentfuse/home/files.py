@@ -6,6 +6,7 @@ Knows no snapshots: the content of a file need not be here for its facts.
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import errno
 import hashlib
@@ -19,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from agentfuse.errors import BusyError, EnvironmentProblem, NotFoundError, UsageError, WrongTypeError
 from agentfuse.home import marks
@@ -50,7 +51,8 @@ class FileFacts:
 
     ``size`` is in bytes, of files only, and what it will be for one whose content ``is_absent``. ``mime``:
     of files, by the name alone if it is absent. ``created_at``: when it came to this disk, None where the
-    filesystem does not say. ``etag``: of files, a strong validator of the content.
+    filesystem does not say. ``etag``: of files, a strong validator of the content. ``labels``: what an API
+    keeps with it.
     """
 
     id: str
@@ -65,6 +67,7 @@ class FileFacts:
     modified_at: float
     is_absent: bool
     etag: str = ""
+    labels: bytes = b""
 
     @property
     def name(self) -> bytes:
@@ -86,6 +89,7 @@ class FileFacts:
             "modified_at": self.modified_at,
             "is_absent": self.is_absent,
             "etag": self.etag,
+            "labels": base64.b64encode(self.labels).decode(),
         }
 
 
@@ -129,9 +133,9 @@ class Files:
     ) -> Generator[FileFacts, None, None]:
         """The facts of what a directory holds, in order of name; what vanishes meanwhile is left out.
 
-        ``recursive``: what is in its directories too, each of them before what it holds. ``brief``: no content
-        is looked at, and types are by the name alone. ``after``: only what
-        comes behind this path below the directory. ``check`` is called for every name that is read, and may
+        ``recursive``: what is in its directories too, each of them before what it holds. ``brief``: no
+        content is looked at, and types are by the name alone. ``after``: only what comes behind this path
+        below the directory. ``check`` is called for every name that is read, and may
         raise to end it. Keeps few names and descriptors, however deep and wide the tree.
 
         Raises as :meth:`stat` does, ``UsageError`` also for what is no directory; before the first of them.
@@ -162,6 +166,23 @@ class Files:
                     if len(levels) > _LEVELS:
                         levels[-1 - _LEVELS].forget()
             _enter(cursor, b"")  # the cursor's own way back fails if a directory of it was moved
+
+    def label(self, region: str, path: bytes, labels: bytes) -> int:
+        """Set the labels of a file or directory; its inode. Raises as :meth:`stat` does, and
+        ``WrongTypeError`` for what is neither.
+        """
+        where = self._place(region, path)
+        with _told(region, path), Cursor(self._tree, only_looks=True) as cursor:
+            parent_fd, name = cursor.parent(where)
+            fd = os.open(name, _PATH, dir_fd=parent_fd)
+            try:
+                found = os.fstat(fd)
+                if stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+                    raise WrongTypeError(f"{shown(region, path)} is neither a file nor a directory")
+                marks.write_labels(f"/proc/self/fd/{fd}", labels)
+                return found.st_ino
+            finally:
+                os.close(fd)
 
     def id_of(self, region: str, path: bytes) -> str:
         """The name's id, a UUIDv5: the same for as long as the file keeps its path.
@@ -225,20 +246,21 @@ class Files:
         parent_fd, name = cursor.parent(where) if where else (cursor.enter(b""), b".")
         found = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
         kind = _TYPES.get(stat.S_IFMT(found.st_mode), "device")
-        mime, creator, mark = None, Creator.AGENT, None
+        mime, marked = None, _NOTHING
         reads = kind == "file" and not brief
         fd = cursor.open_file(where) if reads else os.open(name, _PATH, dir_fd=parent_fd)
         try:
             if kind in ("file", "dir"):
                 at = fd if reads else f"/proc/self/fd/{fd}"
-                found, mark, creator = _still(fd, at)
+                found, marked = _still(fd, at)
                 if _TYPES.get(stat.S_IFMT(found.st_mode)) != kind:
                     raise changed_meanwhile(where)
             if kind == "file":
-                mime = type_of(path, os.pread(fd, HEAD_BYTES, 0) if reads and not mark else None)
+                mime = type_of(path, os.pread(fd, HEAD_BYTES, 0) if reads and not marked.absent else None)
             born = _birth_time(fd)
         finally:
             os.close(fd)
+        mark = marked.absent
         modified_ns, mode = (mark and mark.filling) or (found.st_mtime_ns, stat.S_IMODE(found.st_mode))
         return FileFacts(
             id=self.id_of(region, path),
@@ -248,11 +270,12 @@ class Files:
             size=found.st_size if kind == "file" else 0,
             mode=mode,
             mime=mime,
-            created_by=Creator.SYSTEM if not path or where == PLATFORM.name.encode() else creator,
+            created_by=Creator.SYSTEM if not path or where == PLATFORM.name.encode() else marked.creator,
             created_at=born,
             modified_at=modified_ns / 1e9,
             is_absent=mark is not None,
             etag=etag_of(found) if kind == "file" else "",
+            labels=marked.labels,
         )
 
 
@@ -312,19 +335,31 @@ def _names_behind(directory_fd: int, after: bytes, check: Callable[[], None]) ->
     return heapq.nsmallest(_NAMES, behind())[::-1]
 
 
-def _still(fd: int, at: marks.File) -> tuple[os.stat_result, marks.Mark | None, Creator]:
+class _Marked(NamedTuple):
+    """What is marked on a file or directory."""
+
+    absent: marks.Mark | None = None
+    creator: Creator = Creator.AGENT
+    labels: bytes = b""
+
+
+_NOTHING = _Marked()
+
+
+def _still(fd: int, at: marks.File) -> tuple[os.stat_result, _Marked]:
     """The attributes of a file and its marks, of one moment: filling it sets and restores both.
 
     ``at``: ``fd``, or its name in /proc where that reads nothing itself.
     """
     if not os.listxattr(at):
-        return os.fstat(fd), None, Creator.AGENT
+        return os.fstat(fd), _NOTHING
     mark = marks.read(at)
     while True:
         found = os.fstat(fd)
         before, mark = mark, marks.read(at)
         if mark == before:
-            return found, mark if found.st_size else None, marks.read_creator(at)
+            absent = mark if found.st_size else None
+            return found, _Marked(absent, marks.read_creator(at), marks.read_labels(at))
 
 
 def etag_of(found: os.stat_result) -> str:

@@ -23,6 +23,8 @@ _T = TypeVar("_T")
 
 NAME = b"user.agentfuse.absent"
 CREATOR = b"user.agentfuse.creator"
+LABELS = b"user.labels"
+"""What an API keeps with a file or directory: some bytes of its own. Agents may see it, and snapshots do."""
 
 File = int | str
 """An open file, or a path that nobody else can make lead elsewhere: ``/proc/self/fd/N``."""
@@ -125,6 +127,21 @@ def read_creator(file: File) -> Creator:
         if error.errno in _NO_MARK:
             return Creator.AGENT
         raise
+
+
+def write_labels(file: File, labels: bytes) -> None:
+    """Set the labels of a file or directory; empty ones are removed. Raises ``OSError``."""
+    if labels:
+        _permitted(file, lambda: os.setxattr(file, LABELS, labels))
+    elif os.fsdecode(LABELS) in os.listxattr(file):
+        _permitted(file, lambda: os.removexattr(file, LABELS))
+
+
+def read_labels(file: File) -> bytes:
+    """The labels of a file or directory; empty when it has none."""
+    if os.fsdecode(LABELS) not in os.listxattr(file):
+        return b""
+    return _permitted(file, lambda: os.getxattr(file, LABELS))
 
 
 def _permitted(file: File, work: Callable[[], _T]) -> _T:

@@ -272,7 +272,7 @@ async def test_a_silent_unmount_sends_heartbeats(autojump_clock: trio.testing.Mo
         (request("POST", "/v1/unmount", b" " * 65_537), 413),
         (request("PUT", "/v1/content/uploads/%2e%2e/x", b"x"), 400),
         (request("PUT", "/v1/content/uploads/a?as=root", b"x"), 400),
-        (request("PUT", "/v1/content/uploads/a?mode=777", b"x"), 400),
+        (request("PUT", "/v1/content/uploads/a?mode=rwx", b"x"), 400),
         (request("PUT", "/v1/content/uploads", b"x"), 404),
         (request("POST", "/v1/content/uploads/a", b"x"), 405),
         (request("PATCH", "/v1/regions/uploads", b'{"bytes_quota": "1"}'), 400),

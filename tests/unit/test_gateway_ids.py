@@ -14,7 +14,13 @@ def test_the_id_of_a_file_is_made_of_its_execution_and_path() -> None:
 
 
 def test_no_two_files_have_one_id() -> None:
-    places = [("uploads", b"a"), ("uploads", b"b"), ("shared", b"a"), ("uploads", b"\xff"), ("uploads", b"\xfe")]
+    places = [
+        ("uploads", b"a"),
+        ("uploads", b"b"),
+        ("shared", b"a"),
+        ("uploads", b"\xff"),
+        ("uploads", b"\xfe"),
+    ]
     found = {file_id(EXECUTION, *place) for place in places}
     found |= {shared_file_id(agent, b"a") for agent in ("a", "b", EXECUTION)}
     assert len(found) == len(places) + 3

@@ -51,6 +51,8 @@ def test_a_file_has_its_facts(tree: Path) -> None:
         "created_at": facts.created_at,
         "modified_at": 1_500_000_000.0,
         "is_absent": False,
+        "etag": facts.etag,
+        "labels": "",
     }
 
 
