@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from uuid import NAMESPACE_OID, UUID, uuid5
 
@@ -23,6 +23,8 @@ SCOPES = tuple(f"{family}{what}" for family in FAMILIES for what in ("", ":read"
 
 MAX_FILES = 1_000_000
 """No tree may hold more: a snapshot cannot list them."""
+
+OnHostLost = Literal["fail", "wait"]
 
 DEFAULT_LISTEN = Address("127.0.0.1", 8080)
 
@@ -64,6 +66,11 @@ class Gateway:
     ``grace_s``: how long requests may go on after SIGTERM. ``max_request_bytes``: the longest body.
     ``certificate`` and ``private_key``: PEM files to serve HTTPS with; None: plain HTTP.
     ``public_url``: how clients reach it, without a slash at the end; empty: as they say themselves.
+
+    ``advertise``: the URL at which other hosts reach this one, which makes it one of a cluster, whose
+    members know each other by what ``cluster_secret_file`` holds. A host that was not heard of for
+    ``lease_s`` is taken for dead, and ``on_host_lost`` says what becomes of its executions. ``executes``:
+    whether executions begin here.
     """
 
     listen: Address = DEFAULT_LISTEN
@@ -82,6 +89,12 @@ class Gateway:
         """``http`` or ``https``."""
         return "https" if self.certificate else "http"
 
+    advertise: str | None = None
+    cluster_secret_file: Path | None = None
+    lease_s: float = 30.0
+    on_host_lost: OnHostLost = "fail"
+    executes: bool = True
+
     def quota_of(self, tenant: str) -> Quota:
         """What a tenant's store may hold."""
         return self.tenants.get(tenant, self.tenant_quota)
@@ -91,7 +104,26 @@ def check(settings: Gateway) -> Gateway:
     """What only makes sense together. Raises ``ValueError``."""
     if bool(settings.certificate) != bool(settings.private_key):
         raise ValueError("certificate and private_key belong together; set both, or neither for plain HTTP")
+    if settings.advertise and settings.cluster_secret_file is None:
+        raise ValueError(
+            "advertise makes it one of many hosts, which must share a secret; make one with openssl rand "
+            '-hex 32, give every host the same file, and add cluster_secret_file = "/etc/agentfuse/cluster.secret"'
+        )
+    if settings.cluster_secret_file and not settings.advertise:
+        raise ValueError(
+            "with cluster_secret_file it is one of many hosts, but the others cannot reach it; add "
+            'advertise = "http://10.0.0.5:8080", its address for them, or remove cluster_secret_file'
+        )
+    if not settings.executes and not settings.advertise:
+        raise ValueError("executes = false is for one of many hosts; remove it, or add advertise")
     return settings
+
+
+def on_host_lost(value: object) -> OnHostLost:
+    """What becomes of a dead host's executions."""
+    if value in ("fail", "wait"):
+        return "wait" if value == "wait" else "fail"
+    raise ValueError(f'{shown(value)} is neither "fail" nor "wait"')
 
 
 def sha256_of(key: str) -> str:

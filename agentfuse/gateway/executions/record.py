@@ -56,8 +56,10 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
 
     ``ends_as`` is the status that it will have once its home is in the store; it is set when the end has
     begun, and cannot be changed by then. ``host`` is the id of the gateway's host that owns it: nobody
-    else changes the record, but for what is said in ``executions.records``. ``staged`` are files that are
-    claimed for it, ``files`` paths of the tenant's store; ``is_attached``: they are in the home.
+    else changes the record, but for what is said in ``executions.records``. ``epoch`` is the host's when it
+    began or adopted it (``hosts.identity``): who takes the host of that epoch for dead may fail it.
+    ``staged`` are files that are claimed for it, ``files`` paths of the tenant's store; ``is_attached``:
+    they are in the home.
     """
 
     id: str
@@ -66,6 +68,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     user: str
     host: str
+    epoch: int = 0
     created_at: float
     status: Status
     ends_as: Status | None = None
