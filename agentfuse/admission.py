@@ -106,8 +106,9 @@ def check(settings: Gateway) -> Gateway:
         raise ValueError("certificate and private_key belong together; set both, or neither for plain HTTP")
     if settings.advertise and settings.cluster_secret_file is None:
         raise ValueError(
-            "advertise makes it one of many hosts, which must share a secret; make one with openssl rand "
-            '-hex 32, give every host the same file, and add cluster_secret_file = "/etc/agentfuse/cluster.secret"'
+            "advertise makes it one of many hosts, which must share a secret; make one with "
+            "openssl rand -hex 32, give every host the same file, and add "
+            'cluster_secret_file = "/etc/agentfuse/cluster.secret"'
         )
     if settings.cluster_secret_file and not settings.advertise:
         raise ValueError(
@@ -142,6 +143,17 @@ def public_url(value: object) -> str:
     if not is_url or parts.query or parts.fragment or parts.username or " " in text:
         raise ValueError(f'{shown(value)} is not a base URL; write it like "https://files.example.com"')
     return text.rstrip("/")
+
+
+def advertise(value: object) -> str:
+    """How other hosts reach this one: ``http://HOST:PORT``, or ``https``, and nothing behind it."""
+    try:
+        url = public_url(value)
+    except ValueError:
+        url = ""
+    if not url or urlsplit(url).path:
+        raise ValueError(f'{shown(value)} is not such a URL; write it like "http://10.0.0.5:8080"')
+    return url
 
 
 def _sha256(value: object) -> str:

@@ -24,7 +24,7 @@ from agentfuse import admission, attribution, bindings
 from agentfuse.errors import ConfigError, UsageError
 from agentfuse.logs import LOG_FORMATS, LogFormat
 from agentfuse.regions import DEFAULT_REGIONS, LOOSE, Region, Scope, SyncPolicy
-from agentfuse.values import Address, absolute_path, address, base_url, local_address, shown, textfile, yes_no
+from agentfuse.values import Address, absolute_path, address, local_address, shown, textfile, yes_no
 
 DEFAULT_PATH = Path("/etc/agentfuse/config.toml")
 MOUNT_OPTIONS = ("dev", "suid", "noexec")
@@ -311,7 +311,7 @@ _GATEWAY: dict[str, tuple[Callable[[object], Any], str]] = {
     "grace": (parse_duration, "grace_s"),
     "max_request": (parse_size, "max_request_bytes"),
     "public_url": (admission.public_url, "public_url"),
-    "advertise": (base_url, "advertise"),
+    "advertise": (admission.advertise, "advertise"),
     "cluster_secret_file": (
         lambda value: absolute_path(value, "/etc/agentfuse/cluster.secret"),
         "cluster_secret_file",
@@ -377,8 +377,6 @@ class _Reading:
         if key == "gateway":
             self.gateway = self._table(self.gateway, key, value, _GATEWAY)
             self._note(self._where(key), lambda: admission.check(self.gateway))
-            for name, problem in admission.cluster_problems(self.gateway).items():
-                self.problems.append(f"{self._where(f'gateway.{name}')}: {problem}")
         elif key == "tenants":
             self._tenant_tables(value)
         else:

@@ -47,15 +47,6 @@ def address(value: object) -> Address:
     return Address(match[1], int(match[2]))
 
 
-def base_url(value: object) -> str:
-    """Where a gateway is reached by others: ``http://HOST:PORT`` and nothing behind it."""
-    match = re.fullmatch(r"http://(.+?)/?", value) if isinstance(value, str) else None
-    try:
-        return f"http://{address(match[1] if match else None)}"
-    except ValueError:
-        raise ValueError(f'{shown(value)} is not such a URL; write it like "http://10.0.0.5:8080"') from None
-
-
 def local_address(value: object) -> Address:
     """As :func:`address`, of this host only."""
     found = address(value)

@@ -17,6 +17,8 @@ from agentfuse.admission import Gateway
 from agentfuse.gateway import blobs, health, metrics, temp_files, tenant_files
 from agentfuse.gateway.auth import ASTEROID_HEADERS, TENANT_HEADERS, Keyring, key_dependency
 from agentfuse.gateway.edge import Edge, http_problem
+from agentfuse.gateway.hosts.cluster import Hosts
+from agentfuse.gateway.hosts.crossing import Arrivals, Departures
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.staging import Staging
 from agentfuse.gateway.storedtree import StoredTree
@@ -42,6 +44,7 @@ class Parts:
     limits: Limits
     metrics: metrics.Metrics
     spool: Path
+    hosts: Hosts
 
 
 class _Bodies(TypedDict):
@@ -61,7 +64,9 @@ def build(parts: Parts) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
+    app.add_middleware(Departures, hosts=parts.hosts)
     app.add_middleware(Edge, metrics=parts.metrics)
+    app.add_middleware(Arrivals, proofs=parts.hosts.proofs)
     app.add_exception_handler(HTTPException, http_problem)
     settings, keyring = parts.settings, Keyring(parts.settings.keys)
 

@@ -23,6 +23,8 @@ from agentfuse.config import Config
 from agentfuse.errors import AgentfuseError, ConfigError, EnvironmentProblem, StoreError
 from agentfuse.gateway import blobs
 from agentfuse.gateway.app import Parts, build
+from agentfuse.gateway.hosts.cluster import Hosts, Nobody
+from agentfuse.gateway.hosts.identity import claimed
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.metrics import Metrics
 from agentfuse.gateway.staging import Staging
@@ -58,8 +60,9 @@ def serve(config: Config, *, on_ready: OnReady) -> None:
     stores.remember(config.store)
     if not config.gateway.keys:
         _LOG.warning("there are no keys, so nobody can use it: add one with agentfuse key new")
-    with _listen(config.gateway.listen) as listening:
+    with claimed(config.state) as identity, _listen(config.gateway.listen) as listening:
         links = blobs.Links(secret)
+        hosts = Hosts(identity, store, config.gateway, directory=spool.parent)
         trio.run(
             partial(
                 _run,
@@ -67,6 +70,7 @@ def serve(config: Config, *, on_ready: OnReady) -> None:
                 store,
                 spool=spool,
                 links=links,
+                hosts=hosts,
                 http=http,
                 listening=listening,
                 on_ready=on_ready,
@@ -80,6 +84,7 @@ async def _run(
     *,
     spool: Path,
     links: blobs.Links,
+    hosts: Hosts,
     http: hypercorn.config.Config,
     listening: socket.socket,
     on_ready: OnReady,
@@ -95,7 +100,10 @@ async def _run(
             limits=limits,
             metrics=metrics,
             spool=spool,
+            hosts=hosts,
         )
+        await hosts.begin(Nobody())
+        nursery.start_soon(hosts.run, Nobody())
         nursery.start_soon(_sweep, Staging(store), limits, metrics)
         host, port = listening.getsockname()[:2]
         http.bind = [f"fd://{listening.detach()}"]  # it is closed with the server

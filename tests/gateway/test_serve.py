@@ -113,7 +113,7 @@ def _until_refused(host: str, port: int) -> None:
     while True:
         try:
             socket.create_connection((host, port), DEADLINE_S).close()
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):
             return
 
 

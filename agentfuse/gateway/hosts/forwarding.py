@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 from urllib.parse import urlsplit
 
 import h11
@@ -55,7 +56,7 @@ class _Exchange:
         self,
         proofs: Proofs,
         host: Host,
-        stream: trio.SocketStream,
+        stream: trio.abc.Stream,
         *,
         scope: Scope,
         receive: Receive,
@@ -154,7 +155,7 @@ class _Exchange:
 
     async def _next(self) -> object:
         while (event := self._http.next_event()) is h11.NEED_DATA:
-            self._http.receive_data(await self._stream.receive_some(_PIECE_BYTES))
+            self._http.receive_data(bytes(await self._stream.receive_some(_PIECE_BYTES)))
         return event
 
 
@@ -165,19 +166,29 @@ def target_of(scope: Scope) -> bytes:
     return path + b"?" + query if query else path
 
 
-async def _connected(host: Host) -> trio.SocketStream:
+async def _connected(host: Host) -> trio.abc.Stream:
     url = urlsplit(host.url)
+    name, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
     try:
         with trio.fail_after(_CONNECT_S):
-            stream = await trio.open_tcp_stream(url.hostname or "", url.port or 80)
-    except (OSError, trio.TooSlowError) as error:
+            stream = await trio.open_tcp_stream(name, port)
+            _have_noticed(stream)
+            if url.scheme == "http":
+                return stream
+            encrypted = trio.SSLStream(stream, ssl.create_default_context(), server_hostname=name)
+            await encrypted.do_handshake()
+            return encrypted
+    except (OSError, trio.TooSlowError, trio.BrokenResourceError) as error:
         _LOG.warning("host %s at %s cannot be reached: %s", host.id, host.url, error or "it does not answer")
         raise StatedError("the host that has this execution cannot be reached now; try again", 503) from None
+
+
+def _have_noticed(stream: trio.SocketStream) -> None:
+    """Have the kernel notice that the other end is gone without a word."""
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _SILENT:
         stream.setsockopt(socket.IPPROTO_TCP, option, value)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNSENT_MS)
-    return stream
 
 
 def _unknown(host: Host, why: str) -> StatedError:
