@@ -26,8 +26,9 @@ KEYS = {
     "key-of-other-001": (OTHER_ORGANIZATION, "other", '["asteroid", "tenant-files"]'),
     "key-of-reader-01": (ORGANIZATION, "acme", '["tenant-files:read"]'),
     "key-of-small-001": (ORGANIZATION, "small", '["tenant-files"]'),
+    "key-of-shinzo-02": (OTHER_ORGANIZATION, "other", '["shinzo"]'),
 }
-ACME, OTHER, READER, SMALL = KEYS
+ACME, OTHER, READER, SMALL, SHINZO_OTHER = KEYS
 SMALL_BYTES = 100_000
 """The quota of the tenant "small"."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,15 +16,26 @@ from starlette.exceptions import HTTPException
 from agentfuse import __version__
 from agentfuse.admission import Gateway
 from agentfuse.gateway import blobs, health, metrics, temp_files, tenant_files
-from agentfuse.gateway.auth import ASTEROID_HEADERS, TENANT_HEADERS, Keyring, key_dependency
+from agentfuse.gateway.agents import Agents
+from agentfuse.gateway.auth import (
+    ASTEROID_HEADERS,
+    SHINZO_HEADERS,
+    TENANT_HEADERS,
+    Keyring,
+    key_dependency,
+)
 from agentfuse.gateway.edge import Edge, http_problem
 from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.gateway.hosts.crossing import Arrivals, Departures
 from agentfuse.gateway.limits import Limits
+from agentfuse.gateway.shinzo import routes as shinzo
+from agentfuse.gateway.shinzo.desk import Desk
+from agentfuse.gateway.shinzo.filesystem import Filesystem, Filesystems
 from agentfuse.gateway.staging import Staging
 from agentfuse.gateway.storedtree import StoredTree
 from agentfuse.gateway.trees import Trees
 from agentfuse.objectstore.base import ObjectStore
+from agentfuse.regions import Region
 from agentfuse.snapshots.layout import TENANT_FILES, tenant_owner
 
 _DESCRIPTION = """Agents' homes over HTTP: staging, the tenant file store, and links to contents.
@@ -38,6 +50,7 @@ class Parts:
     """What the application is made of. ``spool`` is a directory for bodies of requests on their way."""
 
     settings: Gateway
+    regions: Sequence[Region]
     store: ObjectStore
     trees: Trees
     links: blobs.Links
@@ -82,11 +95,26 @@ def build(parts: Parts) -> FastAPI:
     app.include_router(temp_files.router(asteroid, temp_files.TempFiles(Staging(parts.store), **bodies)))
     tenant = key_dependency(keyring, "tenant-files", TENANT_HEADERS)
     app.include_router(tenant_files.router(tenant, tenant_files.TenantFiles(tree_of, **bodies)))
+    app.include_router(shinzo.router(key_dependency(keyring, "shinzo", SHINZO_HEADERS), _desk(parts)))
     app.include_router(blobs.router(parts.links, parts.store, parts.limits.downloads))
     app.include_router(health.router(health.Readiness(parts.store)))
     app.include_router(metrics.router(parts.metrics))
     _add_docs(app)
     return app
+
+
+def _desk(parts: Parts) -> Desk:
+    async def live(organization: str, agent: str) -> Filesystem | None:
+        return None
+
+    organizations = {key.organization for key in parts.settings.keys}
+    return Desk(
+        filesystems=Filesystems(parts.regions, parts.trees.get, live),
+        agents=Agents(parts.store, has_others=len(organizations) > 1),
+        spool=parts.spool,
+        limits=parts.limits,
+        max_request_bytes=parts.settings.max_request_bytes,
+    )
 
 
 def _add_docs(app: FastAPI) -> None:

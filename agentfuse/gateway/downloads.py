@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator
 from email.utils import formatdate
 from functools import lru_cache
+from typing import Protocol
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -50,24 +51,31 @@ async def send_file(request: Request, file: OpenedFile, media_type: str) -> Resp
     headers |= {"Content-Length": str(end - start), "Content-Type": media_type}
     if request.method == "HEAD":
         await file.aclose()
-        return _Streamed(status, headers, None, b"", None)
+        return Streamed(status, headers, None, b"", None)
     stream = file.stream(start, end - start)
     try:
         first = await anext(stream, b"")
     except BaseException:
         await file.aclose()
         raise
-    return _Streamed(status, headers, file, first, stream)
+    return Streamed(status, headers, file, first, stream)
 
 
-class _Streamed(Response):
+class Closable(Protocol):
+    """What a body is read from."""
+
+    async def aclose(self) -> None:
+        """Let go of what it holds."""
+
+
+class Streamed(Response):
     """A body in pieces, and no task beside it: who went away is noticed by the connection."""
 
     def __init__(
         self,
         status: int,
         headers: dict[str, str],
-        file: OpenedFile | None,
+        file: Closable | None,
         first: bytes,
         rest: AsyncIterator[bytes] | None,
     ) -> None:

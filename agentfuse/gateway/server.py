@@ -94,6 +94,7 @@ async def _run(
         committer = f"gateway-{secrets.token_hex(8)}"
         parts = Parts(
             settings=config.gateway,
+            regions=config.regions,
             store=store,
             trees=Trees(store, committer=committer, nursery=nursery, limits=limits),
             links=links,

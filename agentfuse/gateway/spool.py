@@ -43,7 +43,11 @@ class Spooled:
 
     def open(self) -> SpooledContent:
         """From its beginning."""
-        return self._spool.open(Copy(self._offset, self.size))
+        return self.part(0, self.size)
+
+    def part(self, offset: int, length: int) -> SpooledContent:
+        """A part of it."""
+        return self._spool.open(Copy(self._offset + offset, length))
 
 
 class Spool:
@@ -62,6 +66,10 @@ class Spool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget all of it."""
         os.close(self._fd)
 
     def begin(self) -> Spooled:

@@ -46,7 +46,7 @@ def test_docs_and_openapi_need_nothing_from_outside(gateway: Gateway) -> None:
             ("/healthz", "get"),
             ("/readyz", "get"),
             ("/metrics", "get"),
-        } == paths
+        } <= paths
         assert api["paths"]["/api/v1/files/upload"]["post"]["security"] == [{"Bearer": []}]
 
 
