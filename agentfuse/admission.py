@@ -71,6 +71,8 @@ class Gateway:
     members know each other by what ``cluster_secret_file`` holds. A host that was not heard of for
     ``lease_s`` is taken for dead, and ``on_host_lost`` says what becomes of its executions. ``executes``:
     whether executions begin here.
+    ``mounts``: the directory of the mountpoints of executions; None: beside the state directory.
+    ``max_restarts``: how often a daemon that died is followed by another.
     """
 
     listen: Address = DEFAULT_LISTEN
@@ -83,6 +85,8 @@ class Gateway:
     public_url: str = ""
     certificate: Path | None = None
     private_key: Path | None = None
+    mounts: Path | None = None
+    max_restarts: int = 3
 
     @property
     def scheme(self) -> str:

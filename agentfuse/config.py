@@ -34,6 +34,7 @@ _T = TypeVar("_T")
 
 _MAX_FILE_BYTES = 1024 * 1024
 _MAX_QUOTA = 2**60
+_MAX_SMALL = 100_000
 _MIN_INTERVAL_S = 0.1
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -232,6 +233,12 @@ def _file_count(value: object) -> int:
     return value
 
 
+def _small_number(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_SMALL:
+        raise ValueError(f"{shown(value)} is no number from 0 to {_MAX_SMALL}; write it without quotes")
+    return value
+
+
 def _tenant_files(value: object) -> int:
     if _file_count(value) > admission.MAX_FILES:
         raise ValueError(f"{shown(value)} is too many; write {admission.MAX_FILES} or less")
@@ -319,6 +326,8 @@ _GATEWAY: dict[str, tuple[Callable[[object], Any], str]] = {
     "lease": (_lease, "lease_s"),
     "on_host_lost": (admission.on_host_lost, "on_host_lost"),
     "executes": (yes_no, "executes"),
+    "mounts": (lambda value: absolute_path(value, "/srv/agents"), "mounts"),
+    "max_restarts": (_small_number, "max_restarts"),
 }
 _QUOTA: dict[str, tuple[Callable[[object], Any], str]] = {
     "bytes": (parse_size, "bytes"),

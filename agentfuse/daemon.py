@@ -65,12 +65,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class MountSpec:
-    """Which home to mount where. ``ephemeral``: the execution id was made up, nobody comes back to it."""
+    """Which home to mount where. ``ephemeral``: the execution id was made up, nobody comes back to it.
+    ``retains``: see ``HomeKeeper``."""
 
     mountpoint: Path
     agent: str
     execution: str
     ephemeral: bool
+    retains: bool = False
 
 
 _RECENT_EVENTS = 2000
@@ -115,6 +117,7 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
                 mountpoint=mountpoint,
                 ephemeral=spec.ephemeral,
                 reporter=reporter,
+                retains=spec.retains,
             )
             keeper.open()
             whose = replace(spec, mountpoint=mountpoint)

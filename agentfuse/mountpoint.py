@@ -33,7 +33,7 @@ def prepare(mountpoint: Path) -> bool:
     A stale mount of ours is detached first; the caller holds the mountpoint's lock, so its daemon is
     dead. Returns whether there was one. Raises ``MountError`` and ``EnvironmentProblem``.
     """
-    replaced = _detach_stale(mountpoint)
+    replaced = detach_stale(mountpoint)
     try:
         st = os.stat(mountpoint)
         entries = os.listdir(mountpoint)
@@ -121,7 +121,12 @@ def detach(mountpoint: Path, *, lazy: bool) -> None:
         raise _unmount_error(mountpoint, ctypes.get_errno())
 
 
-def _detach_stale(mountpoint: Path) -> bool:
+def detach_stale(mountpoint: Path) -> bool:
+    """Detach mounts whose daemon is dead from a resolved path; whether there were any.
+
+    The caller holds the mountpoint's lock. Raises ``BusyError`` when a daemon lives there after all,
+    ``MountError`` when something else is mounted.
+    """
     found = mounts_at(mountpoint)
     if found and not found[-1].is_ours:
         raise MountError(

@@ -8,7 +8,8 @@ no files and no configuration syntax.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 MiB = 1024 * 1024
 
@@ -86,3 +87,20 @@ DEFAULT_REGIONS: tuple[Region, ...] = (
     Region("debug", Scope.EXECUTION, 100 * MiB, 50_000, mode=0o700, root_only=True),
     Region(LOOSE, Scope.EXECUTION, 200 * MiB, 200_000),
 )
+
+
+_SOON = ("uploads", "downloads")
+"""What people sent, and what came of it, is in the store although the host dies."""
+
+
+def retained(regions: Iterable[Region]) -> tuple[Region, ...]:
+    """The regions of a home whose files can be had after its execution: all but what lies loose are kept.
+
+    A region that is configured to be kept is kept as that says.
+    """
+    return tuple(
+        region
+        if region.is_loose or region.sync is not SyncPolicy.NEVER
+        else replace(region, sync=SyncPolicy.CONTINUOUS if region.name in _SOON else SyncPolicy.AT_END)
+        for region in regions
+    )

@@ -27,6 +27,9 @@ def mount(
     owner: options.Owner = None,
     mount_option: options.MountOptions = None,
     xattrs: options.Xattrs = None,
+    retain: Annotated[
+        bool, typer.Option("--retain", help="Keep the execution's files in the store, too, but loose ones.")
+    ] = False,
     background: Annotated[
         bool, typer.Option("--background", help="Return when the mount is ready, and let it run.")
     ] = False,
@@ -36,7 +39,7 @@ def mount(
     In the foreground it ends with Ctrl-C, SIGTERM or agentfuse umount, and exits 0 only if everything
     is durable. In the background it logs to STATE/homes/EXECUTION/daemon.log.
     """
-    request = Request.of(mountpoint, agent, execution)
+    request = Request.of(mountpoint, agent, execution, retains=retain)
     settings = options.configure(
         config=config, store=store, state=state, owner=owner, mount_option=mount_option, xattrs=xattrs
     )

@@ -53,4 +53,4 @@ def serve(
     def on_ready(address: Address) -> None:
         say(f"ready: {settings.gateway.scheme}://{address}")
 
-    server.serve(settings, on_ready=on_ready)
+    server.serve(settings, None if config is None else Path(config), on_ready=on_ready)

@@ -39,15 +39,19 @@ class Request:
     agent: str
     execution: str
     ephemeral: bool
+    retains: bool = False
 
     @classmethod
-    def of(cls, mountpoint: str | Path, agent: str, execution: str | None) -> Request:
+    def of(
+        cls, mountpoint: str | Path, agent: str, execution: str | None, *, retains: bool = False
+    ) -> Request:
         """Check what the command line says; an execution that nobody named gets a new id."""
         return cls(
             mountpoint=resolve_mountpoint(mountpoint),
             agent=parse_agent_id(agent),
             execution=parse_execution_id(execution) if execution is not None else str(uuid.uuid4()),
             ephemeral=execution is None,
+            retains=retains,
         )
 
     @property
@@ -225,5 +229,7 @@ def _serve(config: Config, request: Request, reporter: Reporter, on_ready: OnRea
 
     signal.signal(signal.SIGHUP, hang_up)
     faulthandler.register(signal.SIGUSR1)
-    spec = daemon.MountSpec(request.mountpoint, request.agent, request.execution, request.ephemeral)
+    spec = daemon.MountSpec(
+        request.mountpoint, request.agent, request.execution, request.ephemeral, request.retains
+    )
     daemon.serve(config, spec, reporter, on_ready=note_ready)

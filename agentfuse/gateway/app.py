@@ -27,6 +27,7 @@ from agentfuse.gateway.auth import (
 from agentfuse.gateway.edge import Edge, http_problem
 from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.gateway.hosts.crossing import Arrivals, Departures
+from agentfuse.gateway.executions.service import Executions
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.shinzo import routes as shinzo
 from agentfuse.gateway.shinzo.desk import Desk
@@ -53,6 +54,7 @@ class Parts:
     regions: Sequence[Region]
     store: ObjectStore
     trees: Trees
+    executions: Executions
     links: blobs.Links
     limits: Limits
     metrics: metrics.Metrics

@@ -23,7 +23,11 @@ from agentfuse.config import Config
 from agentfuse.errors import AgentfuseError, ConfigError, EnvironmentProblem, StoreError
 from agentfuse.gateway import blobs
 from agentfuse.gateway.app import Parts, build
+<<<<<<< HEAD
 from agentfuse.gateway.hosts.cluster import Hosts, Nobody
+=======
+from agentfuse.gateway.executions.making import make_executions
+>>>>>>> fbbff22 (Gateway: executions live on this host: mount, attach, run, flush; mount --retain)
 from agentfuse.gateway.hosts.identity import claimed
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.metrics import Metrics
@@ -43,11 +47,12 @@ _CUT_OFF_AFTER_S = 2.0
 _SWEEP_S = 300.0
 
 
-def serve(config: Config, *, on_ready: OnReady) -> None:
+def serve(config: Config, config_file: Path | None, *, on_ready: OnReady) -> None:
     """Serve until SIGTERM or SIGINT; then finish what is under way, within the grace that is configured.
 
     ``on_ready`` gets the address when requests are answered. Raises ``AgentfuseError`` when it cannot
-    begin: the store fails the probe, the address is taken.
+    begin: the store fails the probe, the address is taken. ``config_file`` is what the daemons that it starts
+    are given, too.
     """
     longlived.prepare()
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs what clients do wrong
@@ -68,6 +73,8 @@ def serve(config: Config, *, on_ready: OnReady) -> None:
                 _run,
                 config,
                 store,
+                config_file=config_file,
+                host=identity.id,
                 spool=spool,
                 links=links,
                 hosts=hosts,
@@ -82,6 +89,8 @@ async def _run(
     config: Config,
     store: ObjectStore,
     *,
+    config_file: Path | None,
+    host: str,
     spool: Path,
     links: blobs.Links,
     hosts: Hosts,
@@ -92,11 +101,17 @@ async def _run(
     limits, metrics = Limits(), Metrics()
     async with trio.open_nursery() as nursery:
         committer = f"gateway-{secrets.token_hex(8)}"
+        trees = Trees(store, committer=committer, nursery=nursery, limits=limits)
+        executions = make_executions(
+            config, store, trees, config_file=config_file, host=host, limits=limits, nursery=nursery
+        )
+        await executions.adopt()
         parts = Parts(
             settings=config.gateway,
             regions=config.regions,
             store=store,
-            trees=Trees(store, committer=committer, nursery=nursery, limits=limits),
+            trees=trees,
+            executions=executions,
             links=links,
             limits=limits,
             metrics=metrics,

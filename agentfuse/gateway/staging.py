@@ -83,10 +83,20 @@ class Staging:
         key = self._key(organization, staged.id, ".claim")
         claim = json.dumps({"execution": execution, "attempt": str(uuid.uuid4())}).encode()
         if not self._store.put_if_absent(key, claim):
-            holder = json.loads(self._store.get(key))
-            if holder["execution"] != execution:
+            if self._holder(staged) != execution:
                 raise _no_such(file_id)
         return staged
+
+    def claimed(self, organization: str, file_id: str, execution: str) -> Staged:
+        """A file that was claimed for an execution, which may have expired since. Raises ``NotFoundError``."""
+        staged = self._read(organization, file_id, even_expired=True)
+        if self._holder(staged) != execution:
+            raise _no_such(file_id)
+        return staged
+
+    def give_back(self, organization: str, file_id: str, execution: str) -> None:
+        """Undo the claim for an execution that did not begin. Raises ``NotFoundError`` if there is none."""
+        self.release(self.claimed(organization, file_id, execution))
 
     def release(self, staged: Staged) -> None:
         """Give back what was claimed for an execution that did not begin; only who claimed it may."""
@@ -114,7 +124,15 @@ class Staging:
                 swept += 1
         return swept
 
-    def _read(self, organization: str, file_id: str) -> Staged:
+    def _holder(self, staged: Staged) -> str | None:
+        """The execution that a file is claimed for."""
+        try:
+            claim = json.loads(self._store.get(self._key(staged.organization, staged.id, ".claim")))
+        except ObjectNotFoundError:
+            return None
+        return str(claim["execution"])
+
+    def _read(self, organization: str, file_id: str, *, even_expired: bool = False) -> Staged:
         try:
             uuid.UUID(file_id)
             data = self._store.get(self._key(organization, file_id.lower(), ".json"))
@@ -124,7 +142,7 @@ class Staging:
             staged = Staged(**json.loads(data))
         except (ValueError, TypeError) as error:
             raise IntegrityError(f"staged file {file_id}: its record is damaged: {error}") from error
-        if staged.expires_at <= self._now():
+        if staged.expires_at <= self._now() and not even_expired:
             raise _no_such(file_id)
         return staged
 

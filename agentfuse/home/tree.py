@@ -36,7 +36,9 @@ Status = Literal["restoring", "live", "clean"]
 class HomeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What ``home.json`` says of a home. ``*_at`` are seconds since the epoch.
 
-    ``undelivered``: it has events that a webhook may not have taken yet.
+    ``undelivered``: it has events that a webhook may not have taken yet. ``is_retained``: the execution's
+    regions go to the store, too (see ``regions.retained``). ``unmounted_at``: the last mount was ended, and
+    did not break.
     """
 
     agent: str
@@ -47,6 +49,8 @@ class HomeRecord(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: float | None = None
     mountpoint: str | None = None
     undelivered: bool = False
+    is_retained: bool = False
+    unmounted_at: float | None = None
     quotas: dict[str, tuple[int, int]] = {}
     """Bytes and files that regions of this execution may hold, where an operator has changed that."""
 

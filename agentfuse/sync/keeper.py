@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -22,34 +23,47 @@ from agentfuse.killpoints import passing
 from agentfuse.objectstore import probe
 from agentfuse.objectstore.counted import Traffic
 from agentfuse.progress import Reporter
+from agentfuse.regions import retained
 from agentfuse.sync.absent import Absent
 from agentfuse.sync.recovery import finish, held, owner_of
 from agentfuse.sync.stores import Stores
 from agentfuse.sync.synced import SyncedRegions
 
 UNDELIVERED_S = 7 * 24 * 3600.0
-"""So long at least stays an ended home with events for webhooks that have not taken them."""
+"""So long at least stays an ended home with events that a webhook, or a gateway, has not taken."""
 
 
 class HomeKeeper:
     """Opens a home before the mount and flushes it after; what earlier runs left unfinished, too.
 
     ``ephemeral``: the execution's id was made up, so nobody can come back to the home once it is clean.
+    ``retains``: its files can be had afterwards, see ``regions.retained``; whoever asks for that removes the
+    home when it has ended. A home that was made so stays so.
     The caller holds the home's lock. ``resumed`` tells, once it is open, that a run of it did not end;
     ``absent`` has the files whose contents are still in the store, ``traffic`` counts what goes to the store.
     """
 
     def __init__(
-        self, config: Config, home: Home, *, agent: str, mountpoint: Path, ephemeral: bool, reporter: Reporter
+        self,
+        config: Config,
+        home: Home,
+        *,
+        agent: str,
+        mountpoint: Path,
+        ephemeral: bool,
+        reporter: Reporter,
+        retains: bool = False,
     ) -> None:
-        self.config = config
+        record = home.record()
+        self._retains = retains or (record is not None and record.is_retained)
+        self.config = replace(config, regions=retained(config.regions)) if self._retains else config
         self.home = home
         self._agent = agent
         self._mountpoint = mountpoint
         self._ephemeral = ephemeral
         self._reporter = reporter
         self._owner = owner_of(config)
-        self.ledger = Ledger(config.regions)
+        self.ledger = Ledger(self.config.regions)
         self.resumed = False
         self.synced: SyncedRegions
         self.absent = Absent()
@@ -94,6 +108,8 @@ class HomeKeeper:
 
         Raises as ``Memory.commit`` does.
         """
+        if self._record.unmounted_at is None:
+            self._write(unmounted_at=now())
         self.synced.commit(reporter, "unmount", self.home.tree)
 
     def end(self, *, undelivered: bool = False) -> None:
@@ -103,7 +119,8 @@ class HomeKeeper:
         """
         passing("end.flushed")
         self._write(status="clean", ended_at=now(), undelivered=undelivered)
-        if (self._ephemeral or self.config.keep_ended_s == 0) and not undelivered:
+        is_needed = undelivered or self._retains
+        if (self._ephemeral or self.config.keep_ended_s == 0) and not is_needed:
             remove_home(self.home)
 
     @property
@@ -133,6 +150,7 @@ class HomeKeeper:
                 f"execution {record.execution} has unflushed work for the store {record.store}",
                 hint=f"mount it with --store {record.store}",
             )
+        record = msgspec.structs.replace(record, is_retained=self._retains, unmounted_at=None)
         self.home.write_record(record)
         return record
 
@@ -169,7 +187,8 @@ class HomeKeeper:
             with contextlib.suppress(AgentfuseError), held(home) as record:
                 if record is None or record.status != "clean":
                     continue
-                keep_s = max(self.config.keep_ended_s, UNDELIVERED_S if record.undelivered else 0)
+                is_needed = record.undelivered or record.is_retained
+                keep_s = max(self.config.keep_ended_s, UNDELIVERED_S if is_needed else 0)
                 if (record.ended_at or 0) + keep_s < now():
                     remove_home(home)
 

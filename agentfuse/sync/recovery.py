@@ -18,6 +18,7 @@ from agentfuse.errors import AgentfuseError, BusyError
 from agentfuse.home.tree import Home, HomeRecord, list_homes, now
 from agentfuse.killpoints import passing
 from agentfuse.progress import Reporter
+from agentfuse.regions import retained
 from agentfuse.sync.stores import Stores
 from agentfuse.sync.synced import SyncedRegions
 
@@ -75,7 +76,8 @@ def finish(config: Config, home: Home, record: HomeRecord, reporter: Reporter) -
         reporter.say(f"finishing execution {record.execution}, which ended without its flush")
         passing("finish.begun")
         opened = Stores(config.state, cache_bytes=config.cache_bytes).open(record.store)
-        with SyncedRegions(config.regions, home, record, opened, owner_of(config)) as synced:
+        regions = retained(config.regions) if record.is_retained else config.regions
+        with SyncedRegions(regions, home, record, opened, owner_of(config)) as synced:
             synced.commit(reporter, "recovered", home.tree)
         passing("finish.committed")
     else:

@@ -1,0 +1,85 @@
+"""What this host notes of its executions, beside their records: ``STATE/gateway/executions/<execution>/``.
+
+The note is there before anything else of the execution is, and goes after everything else: so a gateway that
+was killed finds all that it had begun, though the store has many records of others.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from agentfuse.errors import EnvironmentProblem, IntegrityError
+from agentfuse.home.tree import sync_directory, write_durably
+
+_NOTE = "note.json"
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """An execution that this host began. ``staged``: the ids of the files that it claims for it.
+
+    ``ended_at``: its record is terminal, in seconds since the epoch; what is left here is for operators.
+    """
+
+    id: str
+    organization: str
+    agent: str
+    staged: list[str] = []
+    ended_at: float | None = None
+
+
+class Journal:
+    """The notes of a state directory. Every method blocks."""
+
+    def __init__(self, state: Path) -> None:
+        self._directory = state / "gateway" / "executions"
+
+    def directory(self, execution: str) -> Path:
+        """Where this host keeps what it needs for an execution."""
+        return self._directory / execution
+
+    def write(self, note: Note) -> None:
+        """Note an execution, or note it anew; durable when this returns."""
+        directory = self.directory(note.id)
+        try:
+            if not directory.is_dir():
+                directory.mkdir(mode=0o700, parents=True)
+                sync_directory(self._directory)
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"cannot make {directory}: {os.strerror(error.errno or 0)}",
+                hint="the state directory must be writable and have free space",
+            ) from error
+        write_durably(directory / _NOTE, msgspec.json.encode(note) + b"\n")
+
+    def notes(self) -> Iterator[Note]:
+        """All of them. A directory without one was being made, or removed, and is removed."""
+        try:
+            names = sorted(os.listdir(self._directory))
+        except FileNotFoundError:
+            return
+        for name in names:
+            try:
+                data = (self._directory / name / _NOTE).read_bytes()
+            except FileNotFoundError:
+                self.forget(name)
+                continue
+            try:
+                yield msgspec.json.decode(data, type=Note)
+            except msgspec.DecodeError as error:
+                raise IntegrityError(
+                    f"{self._directory / name / _NOTE} is damaged: {error}",
+                    hint="see what agentfuse status and the execution's record say, then remove the directory",
+                ) from error
+
+    def forget(self, execution: str) -> None:
+        """Remove what is noted of an execution."""
+        directory = self.directory(execution)
+        with suppress(FileNotFoundError):
+            (directory / _NOTE).unlink()
+        shutil.rmtree(directory, ignore_errors=True)

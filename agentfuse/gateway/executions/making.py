@@ -1,0 +1,79 @@
+"""Puts the executions of a gateway together from its configuration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import trio
+
+from agentfuse.admission import Quota
+from agentfuse.config import Config
+from agentfuse.control.registry import open_registry
+from agentfuse.gateway.agents import Agents
+from agentfuse.gateway.executions.archive import Archive
+from agentfuse.gateway.executions.attachments import REGION, Attachments
+from agentfuse.gateway.executions.journal import Journal
+from agentfuse.gateway.executions.life import Means
+from agentfuse.gateway.executions.mounts import Mounts
+from agentfuse.gateway.executions.records import Records
+from agentfuse.gateway.executions.service import Executions
+from agentfuse.gateway.executions.starters import Child
+from agentfuse.errors import BusyError
+from agentfuse.gateway.filetree import FileTree
+from agentfuse.gateway.limits import Limits
+from agentfuse.gateway.staging import Staging
+from agentfuse.gateway.storedtree import StoredTree
+from agentfuse.gateway.trees import Trees
+from agentfuse.objectstore.base import ObjectStore
+from agentfuse.snapshots.layout import TENANT_FILES, tenant_owner
+
+
+def make_executions(
+    config: Config,
+    store: ObjectStore,
+    trees: Trees,
+    *,
+    config_file: Path | None,
+    host: str,
+    limits: Limits,
+    nursery: trio.Nursery,
+) -> Executions:
+    """The executions of this host; lives run in ``nursery``. Raises ``EnvironmentProblem``."""
+    settings = config.gateway
+    uploads = next(region for region in config.regions if region.name == REGION)
+
+    def tree_of(tenant: str) -> StoredTree:
+        return trees.get(tenant_owner(tenant), TENANT_FILES, settings.quota_of(tenant))
+
+    means = Means(
+        records=Records(store),
+        mounts=Mounts(
+            config,
+            settings.mounts or config.state.with_name(f"{config.state.name}-mounts"),
+            registry=open_registry(os.environ),
+            starter=Child(config, config_file, os.environ),
+            limiter=limits.lives,
+        ),
+        journal=Journal(config.state),
+        attachments=Attachments(
+            Staging(store), tree_of, Quota(uploads.bytes_quota, uploads.files_quota), limits
+        ),
+        archive=Archive(store, config.state),
+        limiter=limits.lives,
+        max_restarts=settings.max_restarts,
+    )
+    organizations = {key.organization for key in settings.keys}
+    return Executions(
+        means,
+        host=host,
+        agents=Agents(store, has_others=len(organizations) > 1),
+        trees=trees,
+        regions=config.regions,
+        live_tree=_no_live_tree,
+        nursery=nursery,
+    )
+
+
+def _no_live_tree(mountpoint: Path, region: str) -> FileTree:
+    raise BusyError(f"{mountpoint}/{region} is mounted", hint="ask again when the execution has ended")

@@ -1,0 +1,367 @@
+"""The executions of a gateway: what its routes ask for, and the lives of those that this host owns."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from agentfuse.admission import ApiKey, Quota
+from agentfuse.client import AsyncHome, Event
+from agentfuse.errors import BusyError, NotFoundError, StoreError, UsageError
+from agentfuse.gateway.agents import Agents
+from agentfuse.gateway.executions.archive import MOST_EVENTS
+from agentfuse.gateway.executions.journal import Note
+from agentfuse.gateway.executions.life import Life, Means, Phase
+from agentfuse.gateway.executions.record import Execution, Message, Status
+from agentfuse.gateway.executions.trees import ExecutionTree
+from agentfuse.gateway.filetree import FileTree
+from agentfuse.gateway.trees import Trees
+from agentfuse.regions import LOOSE, Region, Scope
+from agentfuse.snapshots.layout import execution_region
+
+_LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+PATIENCE_S = 20.0
+"""How long a request for a file waits for a home that is just being mounted or brought into the store."""
+
+_LOOK_S = 0.5
+_MAX_MESSAGES = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecuteBody:
+    """What an execution is to be. ``staged``: ids of staged files; ``files``: paths of the tenant's store;
+    ``queues``: it waits when the host has no room, rather than being refused."""
+
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    staged: Sequence[str] = ()
+    files: Sequence[str] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    profile: str | None = None
+    queues: bool = False
+
+
+class Executions:
+    """All executions, as an organization sees them. What is not its own is a ``NotFoundError``.
+
+    ``host``: this host's id; ``regions``: those of homes; ``live_tree``: the tree of a region of a mounted
+    home. Lives run in ``nursery``; cancelling them leaves mounts as they are. Every method raises
+    ``StoreError`` when the store failed.
+    """
+
+    def __init__(
+        self,
+        means: Means,
+        *,
+        host: str,
+        agents: Agents,
+        trees: Trees,
+        regions: Sequence[Region],
+        live_tree: Callable[[Path, str], FileTree],
+        nursery: trio.Nursery,
+    ) -> None:
+        self._means = means
+        self._host = host
+        self._agents = agents
+        self._trees = trees
+        self._regions = {region.name: region for region in regions}
+        self._live_tree = live_tree
+        self._nursery = nursery
+        self._lives: dict[str, Life] = {}
+
+    # -- what this host has
+
+    def count(self) -> int:
+        """How many executions are not terminal here."""
+        return len(self._lives)
+
+    async def adopt(self) -> None:
+        """Take over what an earlier gateway of this host had begun."""
+        for note in await self._in_thread(lambda: list(self._means.journal.notes())):
+            if note.ended_at is None and note.id not in self._lives:
+                self._nursery.start_soon(self._adopt, note)
+
+    async def _adopt(self, note: Note) -> None:
+        while True:
+            try:
+                record = await self._in_thread(self._means.records.read, note.organization, note.id)
+            except NotFoundError:  # the gateway was killed before it came to be
+                await self._means.attachments.release(note.organization, note.id, note.staged)
+                await self._in_thread(self._means.journal.forget, note.id)
+                return
+            except StoreError as error:
+                _LOG.warning("execution %s cannot be adopted yet: %s", note.id, error)
+                await trio.sleep(_LOOK_S)
+            else:
+                break
+        if record.host == self._host:
+            await self._live(record)
+
+    async def _live(self, record: Execution) -> None:
+        life = self._lives[record.id] = Life(record, self._means)
+        try:
+            await life.run()
+        finally:
+            del self._lives[record.id]
+
+    # -- what routes ask for
+
+    async def execute(self, key: ApiKey, agent: str, body: ExecuteBody) -> Execution:
+        """Begin an execution of an agent, which begins to exist with its first one.
+
+        Raises ``UsageError`` and its kinds, ``QuotaExceededError``, ``NotFoundError`` for another's agent:
+        then there is none, and what was staged can be used for another one.
+        """
+        await self._in_thread(self._agents.claim, key.organization, agent)
+        staged, files = await self._means.attachments.check(
+            key.organization, key.tenant, body.staged, body.files
+        )
+        at = time.time()
+        record = Execution(
+            id=str(uuid.uuid4()),
+            organization=key.organization,
+            agent=agent,
+            tenant=key.tenant,
+            user=key.id,
+            host=self._host,
+            created_at=at,
+            status=Status.STARTING,
+            inputs=dict(body.inputs),
+            metadata=dict(body.metadata),
+            options=dict(body.options),
+            profile=body.profile,
+            staged=staged,
+            files=files,
+        ).with_status(Status.STARTING, at=at)
+        return await self._begin(record)
+
+    async def _begin(self, record: Execution) -> Execution:
+        """Make a record, and have it lived, whether or not the client stays."""
+        means, ids = self._means, [each.id for each in record.staged]
+        note = Note(id=record.id, organization=record.organization, agent=record.agent, staged=ids)
+        with trio.CancelScope(shield=True):
+            await self._in_thread(means.journal.write, note)
+            try:
+                await means.attachments.claim(record.organization, record.id, record.staged)
+                await self._in_thread(means.records.create, record)
+            except Exception as error:
+                if isinstance(error, StoreError):
+                    # Whether the record came to be is unknown: the one who adopts finds out.
+                    self._nursery.start_soon(self._adopt, note)
+                else:
+                    await self._in_thread(means.journal.forget, record.id)
+                raise
+            self._nursery.start_soon(self._live, record)
+        return record
+
+    async def get(self, organization: str, execution: str) -> Execution:
+        """An execution. Raises ``NotFoundError``."""
+        record = await self._in_thread(self._means.records.read, organization, execution)
+        if record.deleted_at is not None:
+            raise NotFoundError("Execution not found.")
+        life = self._lives.get(record.id)
+        if life is not None and life.trouble and not record.reason:
+            record = msgspec.structs.replace(record, reason=life.trouble)
+        return record
+
+    async def list(self, organization: str) -> Sequence[Execution]:
+        """All that are not deleted, in no order."""
+        found = await self._in_thread(lambda: list(self._means.records.list(organization)))
+        return [record for record in found if record.deleted_at is None]
+
+    async def set_status(
+        self,
+        organization: str,
+        execution: str,
+        status: Status,
+        *,
+        reason: str = "",
+        result: dict[str, Any] | None = None,
+    ) -> Execution:
+        """Pause it, resume it or begin its end; what it is already, it stays.
+
+        A terminal status is there once everything is in the store: until then ``ends_as`` says it. Raises
+        ``BusyError`` for what makes no sense any more.
+        """
+        await self.get(organization, execution)
+        change = partial(_changed, status=status, reason=reason, result=result)
+        return await self._change(organization, execution, change)
+
+    async def wait(self, organization: str, execution: str, timeout_s: float) -> Execution:
+        """An execution when it is terminal, or when the time is over."""
+        record = await self.get(organization, execution)
+        with trio.move_on_after(timeout_s):
+            while not record.status.is_terminal:
+                life = self._lives.get(record.id)
+                if life is not None:
+                    await life.ended.wait()
+                else:
+                    await trio.sleep(_LOOK_S)
+                record = await self.get(organization, execution)
+        return record
+
+    async def rerun(
+        self,
+        key: ApiKey,
+        execution: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        profile: str | None = None,
+    ) -> Execution:
+        """Begin another execution like this one, without the files that were staged for it."""
+        parent = await self.get(key.organization, execution)
+        at = time.time()
+        record = Execution(
+            id=str(uuid.uuid4()),
+            organization=parent.organization,
+            agent=parent.agent,
+            tenant=key.tenant,
+            user=key.id,
+            host=self._host,
+            created_at=at,
+            status=Status.STARTING,
+            inputs=parent.inputs if inputs is None else dict(inputs),
+            metadata=parent.metadata,
+            options=parent.options,
+            profile=parent.profile if profile is None else profile,
+            parent=parent.id,
+        ).with_status(Status.STARTING, at=at)
+        begun = await self._begin(record)
+        await self._change(parent.organization, parent.id, _rerun)
+        return begun
+
+    async def delete(self, organization: str, execution: str) -> None:
+        """Have nobody see it any more. Raises ``BusyError`` unless it is terminal."""
+        await self.get(organization, execution)
+
+        def deleted(record: Execution) -> Execution:
+            _require_ended(record)
+            return msgspec.structs.replace(record, deleted_at=record.deleted_at or time.time())
+
+        await self._change(organization, execution, deleted)
+
+    async def add_message(self, organization: str, execution: str, text: str, user: str) -> Execution:
+        """Note what a user tells the agent. Raises ``BusyError`` when it has ended."""
+        await self.get(organization, execution)
+        message = Message(id=str(uuid.uuid4()), at=time.time(), text=text, user=user)
+
+        def told(record: Execution) -> Execution:
+            if record.status.is_terminal:
+                raise BusyError(f"the execution is {record.status}", hint="begin another one")
+            if len(record.messages) >= _MAX_MESSAGES:
+                raise UsageError(f"an execution takes {_MAX_MESSAGES} messages at most")
+            return msgspec.structs.replace(record, messages=[*record.messages, message])
+
+        return await self._change(organization, execution, told)
+
+    async def events(self, execution: Execution) -> Sequence[Event]:
+        """What happened to its files so far, the newest of it."""
+        life = self._lives.get(execution.id)
+        if life is None or await self._settled(life) == "ended":
+            return await self._in_thread(self._means.archive.read, execution)
+        found: deque[Event] = deque(maxlen=MOST_EVENTS)
+        async with aclosing(AsyncHome(self._means.mounts.path(execution.id)).events()) as events:
+            async for event in events:
+                found.append(event)
+        return [*found]
+
+    def tree(self, execution: Execution, region: str) -> FileTree:
+        """The files of a region. Raises ``NotFoundError`` for a region that homes do not have."""
+        if region not in self._regions:
+            raise NotFoundError(f"there is no region {region[:80]!a}")
+        return ExecutionTree(partial(self._tree_now, execution, region))
+
+    def idle_tree(self, agent: str, region: str = "shared") -> FileTree:
+        """What an agent without a live execution has in a region of its own."""
+        found = self._regions.get(region)
+        if found is None or found.scope is not Scope.AGENT:
+            raise BusyError(
+                f"{region[:80]!a} belongs to an execution, and agent {agent} has none that runs",
+                hint="begin one, or use shared/",
+            )
+        return self._trees.get(agent, region, Quota(found.bytes_quota, found.files_quota))
+
+    async def home_of(self, organization: str, agent: str) -> Execution | None:
+        """The newest execution of an agent that has a home, or is about to have one."""
+        live = [life.record for life in self._lives.values() if not life.ended.is_set()]
+        mine = [each for each in live if (each.organization, each.agent) == (organization, agent)]
+        return max(mine, key=lambda each: each.created_at, default=None)
+
+    # -- in between
+
+    async def _tree_now(self, execution: Execution, region: str, changes: bool) -> FileTree:
+        life = self._lives.get(execution.id)
+        if life is not None:
+            if await self._settled(life) == "live":
+                return self._live_tree(self._means.mounts.path(execution.id), region)
+        if changes:
+            raise UsageError("the execution has ended", hint="begin another one")
+        found = self._regions[region]
+        if region == LOOSE:
+            raise NotFoundError("what lay loose in a home is not kept")
+        place = region if found.scope is Scope.AGENT else execution_region(execution.id, region)
+        return self._trees.get(execution.agent, place, Quota(found.bytes_quota, found.files_quota))
+
+    async def _settled(self, life: Life) -> Phase:
+        """Wait until its files can be had. Raises ``BusyError`` if that takes long."""
+        with trio.move_on_after(PATIENCE_S):
+            while life.phase not in ("live", "ended"):
+                await life.changed()
+            return life.phase
+        why = f": {life.trouble}" if life.trouble else ""
+        raise BusyError(f"the execution's home is {life.phase}{why}", hint="ask again a little later")
+
+    async def _change(
+        self, organization: str, execution: str, change: Callable[[Execution], Execution]
+    ) -> Execution:
+        life = self._lives.get(execution)
+        if life is not None:
+            return await life.change(change)
+        return await self._in_thread(self._means.records.change, organization, execution, change)
+
+    async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        return await trio.to_thread.run_sync(work, *arguments, limiter=self._means.limiter)
+
+
+def _changed(record: Execution, *, status: Status, reason: str, result: dict[str, Any] | None) -> Execution:
+    """The record after somebody asked for a status."""
+    now = record.ends_as or record.status
+    if now is status:
+        return record
+    if record.ends_as is not None:
+        raise BusyError(f"the execution ends as {now}" if not record.status.is_terminal else f"it is {now}")
+    if status.is_terminal:
+        return msgspec.structs.replace(
+            record, ends_as=status, reason=reason, result=record.result if result is None else result
+        )
+    if record.status not in _FROM.get(status, ()):
+        raise BusyError(f"an execution that is {record.status} cannot become {status}")
+    return record.with_status(status)
+
+
+_FROM = {
+    Status.PAUSED: (Status.RUNNING, Status.AWAITING_CONFIRMATION, Status.PAUSED_BY_AGENT),
+    Status.RUNNING: (Status.PAUSED, Status.AWAITING_CONFIRMATION, Status.PAUSED_BY_AGENT),
+}
+
+
+def _rerun(record: Execution) -> Execution:
+    return msgspec.structs.replace(record, has_been_rerun=True)
+
+
+def _require_ended(record: Execution) -> None:
+    if not record.status.is_terminal:
+        raise BusyError(f"the execution is {record.status}", hint="cancel it first")
