@@ -82,13 +82,12 @@ class Staging:
         staged = self._read(organization, file_id)
         key = self._key(organization, staged.id, ".claim")
         claim = json.dumps({"execution": execution, "attempt": str(uuid.uuid4())}).encode()
-        if not self._store.put_if_absent(key, claim):
-            if self._holder(staged) != execution:
-                raise _no_such(file_id)
+        if not self._store.put_if_absent(key, claim) and self._holder(staged) != execution:
+            raise _no_such(file_id)
         return staged
 
     def claimed(self, organization: str, file_id: str, execution: str) -> Staged:
-        """A file that was claimed for an execution, which may have expired since. Raises ``NotFoundError``."""
+        """A file that was claimed for an execution, expired or not. Raises ``NotFoundError``."""
         staged = self._read(organization, file_id, even_expired=True)
         if self._holder(staged) != execution:
             raise _no_such(file_id)

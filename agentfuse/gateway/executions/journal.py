@@ -74,7 +74,7 @@ class Journal:
             except msgspec.DecodeError as error:
                 raise IntegrityError(
                     f"{self._directory / name / _NOTE} is damaged: {error}",
-                    hint="see what agentfuse status and the execution's record say, then remove the directory",
+                    hint="see what the execution's record says, then remove the directory",
                 ) from error
 
     def forget(self, execution: str) -> None:

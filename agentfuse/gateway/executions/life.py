@@ -101,7 +101,7 @@ class Life:
         while not self.record.status.is_terminal:
             try:
                 await self._live()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # told below; the gateway lives on
                 known = isinstance(error, AgentfuseError)
                 self.trouble = str(error) if known else f"unexpected {type(error).__name__}"
                 wait_s = _RETRY_S[failures] if failures < len(_RETRY_S) else _MOST_RETRY_S

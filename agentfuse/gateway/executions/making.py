@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -19,9 +20,8 @@ from agentfuse.gateway.executions.mounts import Mounts
 from agentfuse.gateway.executions.records import Records
 from agentfuse.gateway.executions.service import Executions
 from agentfuse.gateway.executions.starters import Child
-from agentfuse.errors import BusyError
-from agentfuse.gateway.filetree import FileTree
 from agentfuse.gateway.limits import Limits
+from agentfuse.gateway.livetree import LiveTree
 from agentfuse.gateway.staging import Staging
 from agentfuse.gateway.storedtree import StoredTree
 from agentfuse.gateway.trees import Trees
@@ -70,10 +70,6 @@ def make_executions(
         agents=Agents(store, has_others=len(organizations) > 1),
         trees=trees,
         regions=config.regions,
-        live_tree=_no_live_tree,
+        live_tree=partial(LiveTree, limiter=limits.uploads),
         nursery=nursery,
     )
-
-
-def _no_live_tree(mountpoint: Path, region: str) -> FileTree:
-    raise BusyError(f"{mountpoint}/{region} is mounted", hint="ask again when the execution has ended")

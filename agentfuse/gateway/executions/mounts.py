@@ -34,8 +34,8 @@ _LOOK_S = 0.5
 """How often one looks for the end of a process that cannot be waited for."""
 
 Outcome = Literal["none", "flushed", "unflushed", "died"]
-"""What became of a home without a daemon: it never had one; it was unmounted, and everything is in the store or
-not yet; its daemon died."""
+"""What became of a home without a daemon: it never had one; it was unmounted, and everything is in the store,
+or not yet; its daemon died."""
 
 
 class Mounts:
@@ -89,7 +89,7 @@ class Mounts:
         if not self.is_served(execution):
             await trio.to_thread.run_sync(_make_mountpoint, path, limiter=self._limiter)
             await self._starter.start(Wanted(path, agent, execution))
-        while self.is_served(execution) and self._found(execution) is None:
+        while self.is_served(execution) and self._found(execution) is None:  # noqa: ASYNC110  # another process
             await trio.sleep(_POLL_S)
 
     async def ended(self, execution: str) -> None:
@@ -143,7 +143,10 @@ class Mounts:
         if entry is None:
             return
         client = AsyncControlClient(entry.socket)
-        for lazy in (False, True):  # a process that is left in the home does not keep the execution from ending
+        for lazy in (
+            False,
+            True,
+        ):  # a process that is left in the home does not keep the execution from ending
             try:
                 async for line in client.lines(asks.unmount(lazy=lazy, timeout_s=None)):
                     if "say" in line:

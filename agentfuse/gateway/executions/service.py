@@ -304,9 +304,8 @@ class Executions:
 
     async def _tree_now(self, execution: Execution, region: str, changes: bool) -> FileTree:
         life = self._lives.get(execution.id)
-        if life is not None:
-            if await self._settled(life) == "live":
-                return self._live_tree(self._means.mounts.path(execution.id), region)
+        if life is not None and await self._settled(life) == "live":
+            return self._live_tree(self._means.mounts.path(execution.id), region)
         if changes:
             raise UsageError("the execution has ended", hint="begin another one")
         found = self._regions[region]
