@@ -25,9 +25,9 @@ from agentfuse.gateway.auth import (
     key_dependency,
 )
 from agentfuse.gateway.edge import Edge, http_problem
+from agentfuse.gateway.executions.service import Executions
 from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.gateway.hosts.crossing import Arrivals, Departures
-from agentfuse.gateway.executions.service import Executions
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.shinzo import routes as shinzo
 from agentfuse.gateway.shinzo.desk import Desk

@@ -23,11 +23,8 @@ from agentfuse.config import Config
 from agentfuse.errors import AgentfuseError, ConfigError, EnvironmentProblem, StoreError
 from agentfuse.gateway import blobs
 from agentfuse.gateway.app import Parts, build
-<<<<<<< HEAD
-from agentfuse.gateway.hosts.cluster import Hosts, Nobody
-=======
 from agentfuse.gateway.executions.making import make_executions
->>>>>>> fbbff22 (Gateway: executions live on this host: mount, attach, run, flush; mount --retain)
+from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.gateway.hosts.identity import claimed
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.metrics import Metrics
@@ -74,7 +71,6 @@ def serve(config: Config, config_file: Path | None, *, on_ready: OnReady) -> Non
                 config,
                 store,
                 config_file=config_file,
-                host=identity.id,
                 spool=spool,
                 links=links,
                 hosts=hosts,
@@ -90,7 +86,6 @@ async def _run(
     store: ObjectStore,
     *,
     config_file: Path | None,
-    host: str,
     spool: Path,
     links: blobs.Links,
     hosts: Hosts,
@@ -103,9 +98,8 @@ async def _run(
         committer = f"gateway-{secrets.token_hex(8)}"
         trees = Trees(store, committer=committer, nursery=nursery, limits=limits)
         executions = make_executions(
-            config, store, trees, config_file=config_file, host=host, limits=limits, nursery=nursery
+            config, store, trees, config_file=config_file, hosts=hosts, limits=limits, nursery=nursery
         )
-        await executions.adopt()
         parts = Parts(
             settings=config.gateway,
             regions=config.regions,
@@ -118,8 +112,9 @@ async def _run(
             spool=spool,
             hosts=hosts,
         )
-        await hosts.begin(Nobody())
-        nursery.start_soon(hosts.run, Nobody())
+        await hosts.begin(executions)
+        await executions.adopt()
+        nursery.start_soon(hosts.run, executions)
         nursery.start_soon(_sweep, Staging(store), limits, metrics)
         host, port = listening.getsockname()[:2]
         http.bind = [f"fd://{listening.detach()}"]  # it is closed with the server

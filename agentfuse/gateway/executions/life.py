@@ -57,6 +57,7 @@ class Life:
         self.phase: Phase = "waiting"
         self.trouble = ""
         self.ended = trio.Event()
+        self._is_done = False
         self._means = means
         self._changed = trio.Event()
         self._told_to_end = trio.Event()
@@ -96,9 +97,12 @@ class Life:
         await self.change(ending)
 
     async def run(self) -> None:
-        """Live it. Returns when the record is terminal; errors are told, and what failed is tried again."""
+        """Live it. Returns when the record is terminal, and nothing of it is only here.
+
+        Errors are told, and what failed is tried again.
+        """
         failures = 0
-        while not self.record.status.is_terminal:
+        while not self._is_done:
             try:
                 await self._live()
             except Exception as error:  # noqa: BLE001  # told below; the gateway lives on
@@ -204,6 +208,7 @@ class Life:
         await trio.to_thread.run_sync(means.archive.keep, self.record, limiter=means.limiter)
         await self.change(_terminal)
         await trio.to_thread.run_sync(self._leave, limiter=means.limiter)
+        self._is_done = True
 
     def _leave(self) -> None:
         self._means.mounts.remove(self.id)

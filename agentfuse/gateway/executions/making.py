@@ -20,6 +20,7 @@ from agentfuse.gateway.executions.mounts import Mounts
 from agentfuse.gateway.executions.records import Records
 from agentfuse.gateway.executions.service import Executions
 from agentfuse.gateway.executions.starters import Child
+from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.livetree import LiveTree
 from agentfuse.gateway.staging import Staging
@@ -35,7 +36,7 @@ def make_executions(
     trees: Trees,
     *,
     config_file: Path | None,
-    host: str,
+    hosts: Hosts,
     limits: Limits,
     nursery: trio.Nursery,
 ) -> Executions:
@@ -66,7 +67,7 @@ def make_executions(
     organizations = {key.organization for key in settings.keys}
     return Executions(
         means,
-        host=host,
+        hosts=hosts,
         agents=Agents(store, has_others=len(organizations) > 1),
         trees=trees,
         regions=config.regions,

@@ -26,6 +26,7 @@ from agentfuse.gateway.executions.life import Life, Means, Phase
 from agentfuse.gateway.executions.record import Execution, Message, Status
 from agentfuse.gateway.executions.trees import ExecutionTree
 from agentfuse.gateway.filetree import FileTree
+from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.gateway.trees import Trees
 from agentfuse.regions import LOOSE, Region, Scope
 from agentfuse.snapshots.layout import execution_region
@@ -57,7 +58,7 @@ class ExecuteBody:
 class Executions:
     """All executions, as an organization sees them. What is not its own is a ``NotFoundError``.
 
-    ``host``: this host's id; ``regions``: those of homes; ``live_tree``: the tree of a region of a mounted
+    ``hosts``: whose they are; ``regions``: those of homes; ``live_tree``: the tree of a region of a mounted
     home. Lives run in ``nursery``; cancelling them leaves mounts as they are. Every method raises
     ``StoreError`` when the store failed.
     """
@@ -66,7 +67,7 @@ class Executions:
         self,
         means: Means,
         *,
-        host: str,
+        hosts: Hosts,
         agents: Agents,
         trees: Trees,
         regions: Sequence[Region],
@@ -74,7 +75,7 @@ class Executions:
         nursery: trio.Nursery,
     ) -> None:
         self._means = means
-        self._host = host
+        self._hosts = hosts
         self._agents = agents
         self._trees = trees
         self._regions = {region.name: region for region in regions}
@@ -89,7 +90,9 @@ class Executions:
         return len(self._lives)
 
     async def adopt(self) -> None:
-        """Take over what an earlier gateway of this host had begun."""
+        """Take over what this host had begun in an earlier epoch."""
+        for life in list(self._lives.values()):
+            await self._renew(life)
         for note in await self._in_thread(lambda: list(self._means.journal.notes())):
             if note.ended_at is None and note.id not in self._lives:
                 self._nursery.start_soon(self._adopt, note)
@@ -107,15 +110,36 @@ class Executions:
                 await trio.sleep(_LOOK_S)
             else:
                 break
-        if record.host == self._host:
-            await self._live(record)
+        if record.host == self._hosts.id:
+            await self._live(record, is_adopted=True)
 
-    async def _live(self, record: Execution) -> None:
+    async def _live(self, record: Execution, *, is_adopted: bool = False) -> None:
         life = self._lives[record.id] = Life(record, self._means)
         try:
+            if is_adopted:
+                await self._renew(life)
             await life.run()
         finally:
             del self._lives[record.id]
+
+    async def _renew(self, life: Life) -> None:
+        """Have the record say that it is ours in this epoch, unless it is terminal already."""
+        epoch = self._hosts.epoch
+
+        def renewed(record: Execution) -> Execution:
+            return record if record.status.is_terminal else msgspec.structs.replace(record, epoch=epoch)
+
+        while True:
+            try:
+                await life.change(renewed)
+            except StoreError as error:
+                _LOG.warning("execution %s cannot be adopted yet: %s", life.id, error)
+                await trio.sleep(_LOOK_S)
+            else:
+                return
+
+    async def fence(self) -> None:
+        """This host may own nothing until :meth:`adopt`: what was begun to run ends."""
 
     # -- what routes ask for
 
@@ -125,6 +149,7 @@ class Executions:
         Raises ``UsageError`` and its kinds, ``QuotaExceededError``, ``NotFoundError`` for another's agent:
         then there is none, and what was staged can be used for another one.
         """
+        self._hosts.check_owning()
         await self._in_thread(self._agents.claim, key.organization, agent)
         staged, files = await self._means.attachments.check(
             key.organization, key.tenant, body.staged, body.files
@@ -136,7 +161,8 @@ class Executions:
             agent=agent,
             tenant=key.tenant,
             user=key.id,
-            host=self._host,
+            host=self._hosts.id,
+            epoch=self._hosts.epoch,
             created_at=at,
             status=Status.STARTING,
             inputs=dict(body.inputs),
@@ -222,6 +248,7 @@ class Executions:
         profile: str | None = None,
     ) -> Execution:
         """Begin another execution like this one, without the files that were staged for it."""
+        self._hosts.check_owning()
         parent = await self.get(key.organization, execution)
         at = time.time()
         record = Execution(
@@ -230,7 +257,8 @@ class Executions:
             agent=parent.agent,
             tenant=key.tenant,
             user=key.id,
-            host=self._host,
+            host=self._hosts.id,
+            epoch=self._hosts.epoch,
             created_at=at,
             status=Status.STARTING,
             inputs=parent.inputs if inputs is None else dict(inputs),
