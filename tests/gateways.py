@@ -57,7 +57,7 @@ class Gateway:
         command += ["--config", str(config), "--state", str(self.state), "--store", store]
         self.process = subprocess.Popen(
             ["setpriv", "--pdeathsig=KILL", *command],
-            env=without_ours(os.environ) | environ,
+            env=without_ours(os.environ) | {"AGENTFUSE_RUNTIME_DIR": str(base / "run")} | environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
