@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,8 +18,8 @@ from agentfuse.config import format_size, parse_agent_id
 from agentfuse.control.registry import open_registry
 from agentfuse.errors import IntegrityError, UsageError
 from agentfuse.objectstore import ObjectStore, open_store
-from agentfuse.snapshots.changes import Change, changes, summarise
-from agentfuse.snapshots.document import Snapshot
+from agentfuse.snapshots.account import Committed, Damaged, account
+from agentfuse.snapshots.changes import Change, changes
 from agentfuse.snapshots.entries import Entry, parent_of, printable
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.pins import Pins
@@ -28,10 +27,9 @@ from agentfuse.snapshots.rebase import by_path
 from agentfuse.snapshots.references import (
     Reference,
     find,
+    open_snapshot,
     parse_reference,
-    read_snapshot,
     require_newest,
-    resolve,
 )
 from agentfuse.sync.contents import stream_content
 from agentfuse.sync.glance import glance
@@ -77,16 +75,16 @@ def log(
     history = History(opened, agent, reference.region)
     require_newest(history, agent)
     pinned = set(Pins(opened, agent, reference.region).numbers())
-    rows = list(islice(_log_rows(history, pinned, runs=runs), last))
+    rows = list(islice(account(history, pinned, by_run=runs), last))
     if json:
-        print_json(rows)
+        print_json([_row_json(row) for row in rows])
     else:
         print_table(
             ("SNAPSHOT", "TIME", "EXECUTION", "REASON", "CHANGED", "NEW BYTES", "FILES", "BYTES", ""),
-            [_log_cells(row, "follows" if runs else "parent") for row in rows],
+            [_log_cells(row, runs=runs) for row in rows],
             right=("SNAPSHOT", "NEW BYTES", "FILES", "BYTES"),
         )
-    damaged = [str(row["number"]) for row in rows if row["error"]]
+    damaged = [str(row.number) for row in rows if isinstance(row, Damaged)]
     if damaged:
         raise IntegrityError(
             f"agent {agent}: damaged snapshots: {', '.join(damaged)}",
@@ -177,12 +175,6 @@ def _whole(text: str) -> Reference:
     return reference
 
 
-def open_snapshot(store: ObjectStore, reference: Reference) -> Snapshot:
-    """The snapshot that a reference names. Raises ``NotFoundError``."""
-    history = History(store, reference.agent, reference.region)
-    return read_snapshot(history, reference.agent, resolve(history, reference))
-
-
 def entry_json(entry: Entry) -> dict[str, Any]:
     """An entry as verbs with ``--json`` tell it; bytes that are not UTF-8 are lone surrogates. The hash of a
     file that could not be read is null."""
@@ -199,67 +191,51 @@ def entry_json(entry: Entry) -> dict[str, Any]:
     return told
 
 
-def _log_rows(history: History, pinned: set[int], *, runs: bool) -> Iterator[dict[str, Any]]:
-    """Newest first. Two snapshots are held at a time: each is compared with the next older one there is (of
-    another stretch, for ``runs``), which is its parent (what it follows) unless that was collected."""
-    newer: Snapshot | None = None
-    for number, found in history.newest_first(ends_only=runs):
-        older = found if isinstance(found, Snapshot) else None
-        if newer:
-            yield _log_row(newer, older, pinned)
-        if isinstance(found, IntegrityError):
-            yield {"number": number, "error": str(found), "pinned": number in pinned}
-        newer = older
-    if newer:
-        yield _log_row(newer, None, pinned)
-
-
-def _log_row(snapshot: Snapshot, older: Snapshot | None, pinned: set[int]) -> dict[str, Any]:
-    totals = snapshot.totals
-    row: dict[str, Any] = {
-        "number": snapshot.number,
-        "time": snapshot.time.isoformat(),
-        "execution": snapshot.execution,
-        "reason": snapshot.reason,
-        "parent": snapshot.parent,
-        "follows": snapshot.follows,
-        "compared_with": older.number if older else None,
-        "changed": None,
-        "totals": {"files": totals.files, "bytes": totals.bytes, "entries": totals.entries},
-        "pinned": snapshot.number in pinned,
-        "error": None,
-    }
-    if older or snapshot.parent == 0:
-        before = {entry.path: entry for entry in older.entries} if older else {}
-        changed = summarise(before, {entry.path: entry for entry in snapshot.entries})
-        row["changed"] = {
+def _row_json(row: Committed | Damaged) -> dict[str, Any]:
+    if isinstance(row, Damaged):
+        return {"number": row.number, "error": str(row.error), "pinned": row.is_pinned}
+    totals, changed = row.totals, row.changed
+    return {
+        "number": row.number,
+        "time": row.time.isoformat(),
+        "execution": row.execution,
+        "reason": row.reason,
+        "parent": row.parent,
+        "follows": row.follows,
+        "compared_with": row.compared_with,
+        "changed": changed
+        and {
             "added": changed.added,
             "removed": changed.removed,
             "changed": changed.changed,
             "bytes": changed.bytes,
-        }
-    return row
+        },
+        "totals": {"files": totals.files, "bytes": totals.bytes, "entries": totals.entries},
+        "pinned": row.is_pinned,
+        "error": None,
+    }
 
 
-def _log_cells(row: dict[str, Any], compared_with: str) -> tuple[object, ...]:
-    mark = "pinned" if row["pinned"] else ""
-    if row["error"]:
-        return (row["number"], "damaged", "", "", "", "", "", "", mark)
-    changed = row["changed"]
-    parts = [f"{sign}{changed[kind]}" for kind, sign in _SIGNS.items() if changed[kind]] if changed else ["?"]
-    if row["compared_with"] and row["compared_with"] != row[compared_with]:
-        parts.append(f"since {row['compared_with']}")
-        if row["compared_with"] < row["follows"]:
+def _log_cells(row: Committed | Damaged, *, runs: bool) -> tuple[object, ...]:
+    mark = "pinned" if row.is_pinned else ""
+    if isinstance(row, Damaged):
+        return (row.number, "damaged", "", "", "", "", "", "", mark)
+    changed = row.changed
+    counts = {kind: getattr(changed, kind) for kind in _SIGNS} if changed else {}
+    parts = [f"{_SIGNS[kind]}{number}" for kind, number in counts.items() if number] if changed else ["?"]
+    if row.compared_with and row.compared_with != (row.follows if runs else row.parent):
+        parts.append(f"since {row.compared_with}")
+        if row.compared_with < row.follows:
             parts.append("by others, too")
     return (
-        row["number"],
-        row["time"][:19].replace("T", " "),
-        row["execution"],
-        row["reason"],
+        row.number,
+        row.time.isoformat()[:19].replace("T", " "),
+        row.execution,
+        row.reason,
         " ".join(parts) or "-",
-        format_size(changed["bytes"]) if changed else "?",
-        row["totals"]["files"],
-        format_size(row["totals"]["bytes"]),
+        format_size(changed.bytes) if changed else "?",
+        row.totals.files,
+        format_size(row.totals.bytes),
         mark,
     )
 
@@ -276,20 +252,9 @@ def _change_json(change: Change) -> dict[str, Any]:
 def _change_cells(change: Change) -> tuple[str, str, str]:
     sizes = [_brief(entry) for entry in (change.before, change.after) if entry]
     what = sizes[0] if len(set(sizes)) == 1 else " -> ".join(sizes)
-    if change.before and change.after and not change.new_bytes and change.before.type == change.after.type:
-        what += _attributes(change.before, change.after)
+    if change.attributes:
+        what += f" ({', '.join(change.attributes)})"
     return _SIGNS[change.kind], printable(change.path) or ".", what
-
-
-def _attributes(before: Entry, after: Entry) -> str:
-    told = []
-    if before.mode != after.mode:
-        told.append(f"mode {before.mode:04o} -> {after.mode:04o}")
-    if before.mtime_ns != after.mtime_ns and before.type == "file":
-        told.append("time")
-    if before.xattrs != after.xattrs:
-        told.append("attributes")
-    return f" ({', '.join(told)})" if told else ""
 
 
 def _brief(entry: Entry) -> str:

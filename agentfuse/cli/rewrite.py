@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from agentfuse.cli import options
-from agentfuse.cli.history import open_snapshot
 from agentfuse.cli.output import note, say, terminal_reporter
 from agentfuse.config import count, format_size, parse_agent_id, parse_execution_id
 from agentfuse.errors import NotFoundError, UsageError
@@ -22,6 +21,7 @@ from agentfuse.snapshots.references import (
     MEMORY,
     Reference,
     clean_path,
+    open_snapshot,
     parse_reference,
     read_snapshot,
     resolve,

@@ -31,6 +31,21 @@ class Change:
             return 0
         return 0 if self.before and self.before.sha256 == self.after.sha256 else self.after.size
 
+    @property
+    def attributes(self) -> list[str]:
+        """What is different beside the content, where nothing else is: ``mode 0644 -> 0755``."""
+        before, after = self.before, self.after
+        if before is None or after is None or self.new_bytes or before.type != after.type:
+            return []
+        told = []
+        if before.mode != after.mode:
+            told.append(f"mode {before.mode:04o} -> {after.mode:04o}")
+        if before.mtime_ns != after.mtime_ns and before.type == "file":
+            told.append("time")
+        if before.xattrs != after.xattrs:
+            told.append("attributes")
+        return told
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:

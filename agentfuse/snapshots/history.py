@@ -81,13 +81,15 @@ class History:
             raise IntegrityError(f"snapshot {key}: says it is {claimed}; it was put in another's place")
         return snapshot
 
-    def newest_first(self, *, ends_only: bool = False) -> Iterator[tuple[int, Snapshot | IntegrityError]]:
+    def newest_first(
+        self, *, ends_only: bool = False, up_to: int | None = None
+    ) -> Iterator[tuple[int, Snapshot | IntegrityError]]:
         """All snapshots that are there, each with its number; for a damaged one, what is wrong with it.
 
         ``ends_only``: only the newest of each stretch that is there, see ``Snapshot.follows``. What is
-        inside a stretch is not even read.
+        inside a stretch is not even read. ``up_to``: from that number on.
         """
-        bound = None
+        bound = up_to
         for number in sorted(self.numbers(), reverse=True):
             if bound is not None and number > bound:
                 continue

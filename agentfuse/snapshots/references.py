@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from agentfuse.errors import NotFoundError, ObjectNotFoundError, UsageError
+from agentfuse.objectstore.base import ObjectStore
 from agentfuse.snapshots.document import Snapshot
 from agentfuse.snapshots.entries import Entry, printable
 from agentfuse.snapshots.history import History
@@ -126,6 +127,12 @@ def read_snapshot(history: History, agent: str, number: int) -> Snapshot:
             f"agent {agent} has no snapshot {number}: {problem} (the newest is {newest})",
             hint=_see_log(agent),
         ) from error
+
+
+def open_snapshot(store: ObjectStore, reference: Reference) -> Snapshot:
+    """The snapshot that a reference names. Raises ``NotFoundError``."""
+    history = History(store, reference.agent, reference.region)
+    return read_snapshot(history, reference.agent, resolve(history, reference))
 
 
 def find(snapshot: Snapshot, path: bytes) -> Entry:

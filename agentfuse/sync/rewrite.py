@@ -15,10 +15,17 @@ from functools import partial
 
 import msgspec
 
-from agentfuse.errors import IntegrityError, NotFoundError, ObjectNotFoundError, StoreError, UsageError
+from agentfuse.errors import (
+    BusyError,
+    IntegrityError,
+    NotFoundError,
+    ObjectNotFoundError,
+    StoreError,
+    UsageError,
+)
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.progress import Reporter
-from agentfuse.snapshots.changes import Summary, summarise
+from agentfuse.snapshots.changes import Change, Summary, changes, summarise
 from agentfuse.snapshots.databases import whole
 from agentfuse.snapshots.document import Snapshot
 from agentfuse.snapshots.entries import Entry, names_by_inode, parent_of, printable
@@ -52,6 +59,17 @@ class RewriteReport:
 
 
 @dataclass(frozen=True, slots=True)
+class RewritePlan:
+    """What a rewrite would do ``upon`` the newest snapshot there was; see ``RewriteReport`` for the rest."""
+
+    upon: int
+    changes: tuple[Change, ...]
+    conflicts: tuple[Conflict, ...]
+    merged: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Composed:
     """A listing to be committed. ``made``: contents that the store has not, by hash; the rest as reported."""
 
@@ -60,6 +78,10 @@ class _Composed:
     conflicts: tuple[Conflict, ...] = ()
     merged: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+
+
+_Compose = Callable[[Listing], _Composed]
+"""Makes of the newest listing the one that is wanted."""
 
 
 class Rewriter:
@@ -76,8 +98,20 @@ class Rewriter:
         self._history = History(store, agent, region)
         self._uploader = Uploader(store, agent, may_be_there=True)
 
-    def restore(self, number: int, path: bytes = b"") -> RewriteReport:
-        """Make ``path``, and everything below it, what it was in a snapshot; all else stays."""
+    def restore(self, number: int, path: bytes = b"", *, upon: int | None = None) -> RewriteReport:
+        """Make ``path``, and everything below it, what it was in a snapshot; all else stays.
+
+        ``upon``: only while that is the newest snapshot, or else raise ``BusyError``.
+        """
+        where = f" of {printable(path)}" if path else ""
+        reason = f"restore{where} from snapshot {number}"
+        return self._commit(self._restoring(number, path), f"restore-of-{number}", reason, upon)
+
+    def plan_restore(self, number: int, path: bytes = b"") -> RewritePlan:
+        """What :meth:`restore` would do now."""
+        return self._plan(self._restoring(number, path))
+
+    def _restoring(self, number: int, path: bytes) -> _Compose:
         old = read_snapshot(self._history, self._agent, number)
         find(old, path)
         wanted = by_path(old.entries)
@@ -85,15 +119,23 @@ class Rewriter:
         def compose(theirs: Listing) -> _Composed:
             return _Composed(_replaced(theirs, wanted, path) if path else wanted)
 
-        where = f" of {printable(path)}" if path else ""
-        return self._commit(compose, f"restore-of-{number}", f"restore{where} from snapshot {number}")
+        return compose
 
-    def revert(self, execution: str) -> RewriteReport:
+    def revert(self, execution: str, *, upon: int | None = None) -> RewriteReport:
         """Take back what one execution changed; what later ones changed stays. Once: not what was taken
         back already, unless that was reverted since.
 
-        Raises ``NotFoundError`` also when a snapshot that is needed for comparison was collected.
+        ``upon`` as in :meth:`restore`. Raises ``NotFoundError`` also when a snapshot that is needed for
+        comparison was collected.
         """
+        compose = self._reverting(execution)
+        return self._commit(compose, _reverting(execution), f"revert of execution {execution}", upon)
+
+    def plan_revert(self, execution: str) -> RewritePlan:
+        """What :meth:`revert` would do now."""
+        return self._plan(self._reverting(execution))
+
+    def _reverting(self, execution: str) -> _Compose:
         steps = self._steps_of(check_id("execution", execution))
         name = _reverting(execution)
 
@@ -103,7 +145,7 @@ class Rewriter:
                 composed = self._undo(composed, before, after, name)
             return composed
 
-        return self._commit(compose, name, f"revert of execution {execution}")
+        return compose
 
     def _steps_of(self, execution: str) -> list[tuple[Listing, Listing]]:
         """What an execution did, the last first: listings before and after each row of its snapshots; nothing
@@ -169,9 +211,20 @@ class Rewriter:
         except (ObjectNotFoundError, IntegrityError):
             return None
 
-    def _commit(self, compose: Callable[[Listing], _Composed], name: str, reason: str) -> RewriteReport:
+    def _plan(self, compose: _Compose) -> RewritePlan:
+        newest = require_newest(self._history, self._agent)
+        theirs = by_path(self._history.read(newest).entries)
+        composed = compose(theirs)
+        changed = tuple(changes(theirs, composed.entries))
+        return RewritePlan(newest, changed, composed.conflicts, composed.merged, composed.kept)
+
+    def _commit(self, compose: _Compose, name: str, reason: str, upon: int | None) -> RewriteReport:
         for _ in range(MAX_RACES):
             newest = require_newest(self._history, self._agent)
+            if upon not in (None, newest):
+                raise BusyError(
+                    f"agent {self._agent}: snapshot {newest} was made meanwhile", hint="look at it again"
+                )
             theirs = by_path(self._history.read(newest).entries)
             composed = compose(theirs)
             if not is_changed(theirs, composed.entries):

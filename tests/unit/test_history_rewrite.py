@@ -10,11 +10,13 @@ from histories import append, lived, take_turns
 from memories import SILENT, Run, grow_nasty_tree, picture
 from stores import CountingStore, FaultyStore, local_store
 
-from agentfuse.errors import EnvironmentProblem, NotFoundError, StoreError, UsageError
+from agentfuse.errors import BusyError, EnvironmentProblem, NotFoundError, StoreError, UsageError
 from agentfuse.objectstore import ObjectStore
+from agentfuse.snapshots.changes import changes
 from agentfuse.snapshots.collect import Collector
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.layout import object_key, snapshot_key
+from agentfuse.snapshots.rebase import by_path
 from agentfuse.snapshots.retention import Policy
 from agentfuse.sync.export import export
 from agentfuse.sync.rewrite import Rewriter
@@ -174,6 +176,23 @@ def test_a_lost_race_is_composed_again(tmp_path: Path, store: CountingStore) -> 
     found = files(restored(tmp_path, store, "e4"))
     assert found["raced"] == b"1"
     assert found["d/small"] == b"small"
+
+
+def test_a_plan_is_what_is_then_done_or_nothing_is(tmp_path: Path, store: CountingStore) -> None:
+    lived(tmp_path, store)
+    history = History(store, "a", "shared")
+    stale = rewriter(store).plan_restore(1)
+    reverted = rewriter(store).plan_revert("e2")
+    assert rewriter(store).revert("e2", upon=reverted.upon).number == reverted.upon + 1
+    with pytest.raises(BusyError):
+        rewriter(store).restore(1, upon=stale.upon)
+    assert history.newest() == reverted.upon + 1
+    restored = rewriter(store).plan_restore(1)
+    assert rewriter(store).restore(1, upon=restored.upon).number == restored.upon + 1
+    for plan in (reverted, restored):
+        before, after = (by_path(history.read(plan.upon + later).entries) for later in (0, 1))
+        done = {(each.path, each.kind) for each in changes(before, after)}
+        assert {(each.path, each.kind) for each in plan.changes} == done != set()
 
 
 def test_every_failed_request_leaves_the_history_as_it_was(tmp_path: Path, store: CountingStore) -> None:

@@ -175,7 +175,7 @@ def test_a_side_that_changed_nothing_leaves_the_other(base: bytes, other: bytes)
 @settings(max_examples=500, deadline=None)
 def test_matches_are_matches(one: bytes, other: bytes) -> None:
     a, b = one.split(b"\n"), other.split(b"\n")
-    blocks = textmerge._matching_blocks(a, b)
+    blocks = textmerge.matching_blocks(a, b)
     for (start_a, start_b, length), (next_a, next_b, _) in itertools.pairwise([*blocks, (len(a), len(b), 0)]):
         assert a[start_a : start_a + length] == b[start_b : start_b + length]
         assert start_a + length <= next_a
