@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -26,10 +27,13 @@ class Chromium:
         self._numbers = itertools.count(1)
         self._events: list[dict[str, Any]] = []
 
-    def do(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and return its result."""
+    def do(self, method: str, *, session: str | None = None, **params: Any) -> dict[str, Any]:
+        """Send a command, to a tab's session if one is named, and return its result."""
         number = next(self._numbers)
-        message = json.dumps({"id": number, "method": method, "params": params}).encode() + b"\0"
+        command: dict[str, Any] = {"id": number, "method": method, "params": params}
+        if session:
+            command["sessionId"] = session
+        message = json.dumps(command).encode() + b"\0"
         while message:
             message = message[os.write(self._to, message) :]
         while (answer := self._receive()).get("id") != number:
@@ -45,6 +49,15 @@ class Chromium:
                     self._events.remove(event)
                     return dict(event["params"])
             self._events.append(self._receive())
+
+    def tab(self) -> Tab:
+        """A new tab, to be looked at and used."""
+        target = self.do("Target.createTarget", url="about:blank")["targetId"]
+        return Tab(self, self.do("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
+
+    def events_of(self, session: str, *methods: str) -> list[dict[str, Any]]:
+        """What a tab has told of until now."""
+        return [e["params"] for e in self._events if e.get("sessionId") == session and e["method"] in methods]
 
     def begin_download(self, url: str) -> str:
         """Open the address in a tab of its own; the id of the download that it begins."""
@@ -65,6 +78,99 @@ class Chromium:
             self._buffer += data
         message, _, self._buffer = self._buffer.partition(b"\0")
         return dict(json.loads(message))
+
+
+class Tab:
+    """A page in the browser, as a person uses it: by what is seen, by the keyboard, by the pointer."""
+
+    def __init__(self, browser: Chromium, session: str) -> None:
+        self._browser = browser
+        self._session = session
+        for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
+            self.do(f"{domain}.enable")
+
+    def do(self, method: str, **params: Any) -> dict[str, Any]:
+        """A command to this tab."""
+        return self._browser.do(method, session=self._session, **params)
+
+    def open(self, url: str) -> None:
+        """Go to an address, and wait until it is there."""
+        self.do("Page.navigate", url=url)
+        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of an expression in the page."""
+        answer = self.do(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True, userGesture=True
+        )
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def until(self, expression: str) -> Any:
+        """Wait until an expression is true, also over navigations; its value."""
+        deadline = time.monotonic() + ANSWER_S
+        while True:
+            try:
+                value = self.evaluate(expression)
+            except AssertionError:  # the page went away meanwhile
+                value = None
+            if value:
+                return value
+            assert time.monotonic() < deadline, (expression, self.evaluate("document.body.innerText"))
+            select.select([], [], [], 0.02)
+
+    def text(self) -> str:
+        """What is read on the page."""
+        return str(self.evaluate("document.body.innerText"))
+
+    def follow(self, expression: str) -> None:
+        """Do what leads to another page, and wait until that is there."""
+        self.evaluate("window.isOld = true")
+        self.evaluate(expression)
+        self.until("!window.isOld && document.readyState === 'complete'")
+
+    def press(self, key: str, *, shift: bool = False) -> None:
+        """One key, by its name or what it writes."""
+        known = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
+        code = {"windowsVirtualKeyCode": known[key]} if key in known else {}
+        written = {"text": "\r" if key == "Enter" else key} if key not in ("Tab", "Escape") else {}
+        for kind in ("keyDown", "keyUp"):
+            say = written if kind == "keyDown" else {}
+            self.do("Input.dispatchKeyEvent", type=kind, key=key, modifiers=8 * shift, **code, **say)
+
+    def write(self, text: str) -> None:
+        """Into what has the focus."""
+        self.do("Input.insertText", text=text)
+
+    def choose(self, selector: str, *files: Path) -> None:
+        """Give files to an input."""
+        root = self.do("DOM.getDocument")["root"]["nodeId"]
+        node = self.do("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.do("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
+
+    def look(self, width: int, height: int = 900, *, is_dark: bool = False) -> None:
+        """The size of the window, and the colours that the person prefers."""
+        self.do(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
+        self.do("Emulation.setEmulatedMedia", features=[scheme])
+
+    def picture(self, path: Path) -> None:
+        """What is seen, as a PNG file."""
+        data = self.do("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+        path.write_bytes(base64.b64decode(data))
+
+    def complaints(self) -> list[str]:
+        """What the browser did not like: errors in scripts, violations of policies, answers that failed."""
+        self.do("Runtime.evaluate", expression="0")  # what was told before this is here
+        logged = self._browser.events_of(self._session, "Log.entryAdded")
+        thrown = self._browser.events_of(self._session, "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
+        return [str(each["entry"]) for each in logged] + [str(each) for each in thrown]
 
 
 @contextmanager

@@ -35,6 +35,9 @@ from agentfuse.gateway.shinzo.filesystem import Filesystem, Filesystems
 from agentfuse.gateway.staging import Staging
 from agentfuse.gateway.storedtree import StoredTree
 from agentfuse.gateway.trees import Trees
+from agentfuse.gateway.ui import routes as page_routes
+from agentfuse.gateway.ui.memory import MemoryPages
+from agentfuse.gateway.ui.sessions import Sessions
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.regions import Region
 from agentfuse.snapshots.layout import TENANT_FILES, tenant_owner
@@ -98,6 +101,9 @@ def build(parts: Parts) -> FastAPI:
     tenant = key_dependency(keyring, "tenant-files", TENANT_HEADERS)
     app.include_router(tenant_files.router(tenant, tenant_files.TenantFiles(tree_of, **bodies)))
     app.include_router(shinzo.router(key_dependency(keyring, "shinzo", SHINZO_HEADERS), _desk(parts)))
+    sessions = Sessions(parts.links.secret, keyring, is_https=settings.public_url.startswith("https://"))
+    agents = Agents(parts.store, has_others=len({key.organization for key in settings.keys}) > 1)
+    app.include_router(page_routes.router(sessions, MemoryPages(parts.store, agents, parts.limits)))
     app.include_router(blobs.router(parts.links, parts.store, parts.limits.downloads))
     app.include_router(health.router(health.Readiness(parts.store)))
     app.include_router(metrics.router(parts.metrics))

@@ -35,6 +35,10 @@ class Keyring:
                 found = key
         return found
 
+    def with_id(self, key_id: str) -> ApiKey | None:
+        """The key of an id, which is no secret."""
+        return next((key for key in self._keys if key.id == key_id), None)
+
 
 def key_dependency(keyring: Keyring, family: str, headers: Sequence[str]) -> Authenticate:
     """What all routes of an API family depend on: that the request has a key that is for that family.

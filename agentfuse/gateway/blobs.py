@@ -52,7 +52,7 @@ class Links:
     """Makes links and reads them. ``now`` is the time in seconds since the epoch."""
 
     def __init__(self, secret: bytes, now: Callable[[], float] = time.time) -> None:
-        self._secret = secret
+        self.secret = secret
         self._now = now
 
     def make(self, file: StoredFile, media_type: str) -> str:
@@ -88,7 +88,7 @@ class Links:
 
     def _sign(self, blob_id: str, expires: str) -> str:
         message = f"blob\n{blob_id}\n{expires}".encode(errors="replace")
-        return hmac.new(self._secret, message, hashlib.sha256).hexdigest()
+        return hmac.new(self.secret, message, hashlib.sha256).hexdigest()
 
 
 def router(links: Links, store: ObjectStore, limiter: trio.CapacityLimiter) -> APIRouter:

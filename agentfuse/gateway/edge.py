@@ -30,6 +30,7 @@ from agentfuse.errors import (
 )
 from agentfuse.gateway.bodies import JsonAnswer
 from agentfuse.gateway.metrics import Metrics
+from agentfuse.gateway.ui.pages import problem_page
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,7 +113,12 @@ def _shinzo(problem: Problem) -> Response:
     return JsonAnswer({"error": problem.message, "code": code}, problem.status)
 
 
+def _page(problem: Problem) -> Response:
+    return problem_page(problem.status, problem.message)
+
+
 FAMILIES = (
+    Family("page", re.compile(r"/ui(/.*)?", re.S), _page),
     Family("staging", re.compile(r"/agents/v2/temp-files(/.*)?", re.S), _staging),
     Family("asteroid", re.compile(r"/agents/v2/executions/[^/]*/[a-z]*-?files(/.*)?", re.S), _files),
     Family("asteroid", re.compile(r"/(agents|users)/v2(/.*)?", re.S), _asteroid),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from agentfuse.errors import IntegrityError
 from agentfuse.snapshots.changes import Summary, summarise
 from agentfuse.snapshots.document import Snapshot
-from agentfuse.snapshots.entries import Totals
+from agentfuse.snapshots.entries import Entry, Totals, alike
 from agentfuse.snapshots.history import History
 from agentfuse.snapshots.rebase import by_path
 
@@ -59,6 +59,33 @@ def account(
         newer = older
     if newer:
         yield _committed(newer, None, pinned)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What a path was from a snapshot on; ``entry`` is None: not there. ``before``: the snapshot that is
+    compared with, 0 for none."""
+
+    number: int
+    before: int
+    time: datetime.datetime
+    execution: str
+    entry: Entry | None
+
+
+def versions(history: History, path: bytes) -> Iterator[Version]:
+    """How a path changed, newest first, run by run. Damaged snapshots are passed over."""
+    newer: Snapshot | None = None
+    is_now: Entry | None = None
+    for _, found in history.newest_first(ends_only=True):
+        if isinstance(found, IntegrityError):
+            continue
+        was = next((entry for entry in found.entries if entry.path == path), None)
+        if newer and not alike(was, is_now):
+            yield Version(newer.number, found.number, newer.time, newer.execution, is_now)
+        newer, is_now = found, was
+    if newer and is_now:
+        yield Version(newer.number, 0, newer.time, newer.execution, is_now)
 
 
 def _committed(snapshot: Snapshot, older: Snapshot | None, pinned: Set[int]) -> Committed:

@@ -1,0 +1,1 @@
+"""The page: executions, files and memories for people, rendered here; the browser needs next to no script."""

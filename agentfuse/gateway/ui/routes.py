@@ -1,0 +1,76 @@
+"""The routes of the page, all below ``/ui``; see the modules of its parts."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import RedirectResponse, Response
+
+from agentfuse.gateway.bodies import query_of
+from agentfuse.gateway.edge import DeniedError
+from agentfuse.gateway.ui.forms import read_fields
+from agentfuse.gateway.ui.memory import MemoryPages
+from agentfuse.gateway.ui.pages import BASE, page
+from agentfuse.gateway.ui.sessions import Sessions, own_pages_only
+
+
+def router(sessions: Sessions, memory: MemoryPages) -> APIRouter:
+    """All routes."""
+    routes = APIRouter(include_in_schema=False)
+    doors = _Doors(sessions)
+    routes.get(f"{BASE}/sign-in")(doors.form)
+    routes.post(f"{BASE}/sign-in")(doors.sign_in)
+    routes.post(f"{BASE}/sign-out")(doors.sign_out)
+    signed_in = APIRouter(prefix=BASE, dependencies=[Depends(sessions.require)])
+    signed_in.get("")(_home)
+    memory.add_to(signed_in)
+    routes.include_router(signed_in)
+    return routes
+
+
+async def _home(request: Request) -> Response:
+    return RedirectResponse(f"{BASE}/agents", 303)
+
+
+class _Doors:
+    """Coming in and going out."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def form(self, request: Request) -> Response:
+        target = _own(query_of(request, "next"))
+        if self._sessions.find(request):
+            return RedirectResponse(target, 303)
+        return page("sign_in.html", key=None, next=target, problem="")
+
+    async def sign_in(self, request: Request) -> Response:
+        own_pages_only(request)
+        fields = await read_fields(request)
+        target = _own(fields.get("next", ""))
+        response = RedirectResponse(target, 303)
+        try:
+            self._sessions.begin(request, response, fields.get("key", ""))
+        except DeniedError as error:
+            return page("sign_in.html", status=error.status, key=None, next=target, problem=error.message)
+        return response
+
+    async def sign_out(self, request: Request) -> Response:
+        own_pages_only(request)
+        response = RedirectResponse(f"{BASE}/sign-in", 303)
+        self._sessions.end(request, response)
+        return response
+
+
+def _own(target: str) -> str:
+    """Where to go on after signing in: a page of ours, or the first one."""
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        return BASE
+    is_own = target.isascii() and target.isprintable() and "\\" not in target
+    is_own &= (
+        not parts.scheme and not parts.netloc and (parts.path == BASE or parts.path.startswith(f"{BASE}/"))
+    )
+    return target if is_own and parts.path != f"{BASE}/sign-in" else BASE
