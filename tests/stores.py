@@ -69,6 +69,9 @@ class CountingStore:
                 self._count("list", prefix)
             yield found
 
+    def presign(self, key: str, ttl_s: int, *, media_type: str = "", file_name: bytes = b"") -> str | None:
+        return self.inner.presign(key, ttl_s, media_type=media_type, file_name=file_name)
+
     def delete(self, key: str) -> None:
         self._count("delete", key)
         self.inner.delete(key)

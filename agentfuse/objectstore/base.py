@@ -21,6 +21,7 @@ RESERVED_PREFIX = ".agentfuse-"
 
 MAX_KEY_BYTES = 1024
 MAX_COMPONENT_BYTES = 255
+MAX_PRESIGNED_S = 7 * 24 * 3600  # by the protocol of S3
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,14 @@ class ObjectStore(Protocol):
         Lazy: at least 1,000 objects come of one request, and requests are made as the iterator is drawn.
         """
 
+    def presign(self, key: str, ttl_s: int, *, media_type: str = "", file_name: bytes = b"") -> str | None:
+        """A URL by which anybody may read an object for ``ttl_s`` seconds; None: this store has no such.
+
+        It is served with the type and name given. No request is made, so the object need not be there. It
+        says who signed it, and is as good as a key while it lasts: never log it. It ends earlier with the
+        credentials that signed it, if those are temporary. Raises ``UsageError`` for more than 7 days.
+        """
+
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
 
@@ -102,6 +111,13 @@ class ObjectStore(Protocol):
         They are no objects, but take room. A write that is still under way after ``grace_s`` fails. A dry run
         only counts.
         """
+
+
+def require_presignable(key: str, ttl_s: int) -> None:
+    """Raise ``UsageError`` for what no URL may be made of."""
+    check_key(key)
+    if not 0 < ttl_s <= MAX_PRESIGNED_S:
+        raise UsageError(f"a presigned URL lasts 1 to {MAX_PRESIGNED_S} seconds, not {ttl_s}")
 
 
 def check_key(key: str) -> str:

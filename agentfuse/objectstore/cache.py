@@ -108,6 +108,10 @@ class CachedStore:
         """The store's objects under a prefix."""
         return self.store.list(prefix, start_after=start_after)
 
+    def presign(self, key: str, ttl_s: int, *, media_type: str = "", file_name: bytes = b"") -> str | None:
+        """A URL of the store's own."""
+        return self.store.presign(key, ttl_s, media_type=media_type, file_name=file_name)
+
     def delete(self, key: str) -> None:
         """Remove an object, here too."""
         try:

@@ -112,6 +112,10 @@ class CountedStore:
         for found, _ in self._drawn("list", self._store.list(prefix, start_after=start_after)):
             yield found
 
+    def presign(self, key: str, ttl_s: int, *, media_type: str = "", file_name: bytes = b"") -> str | None:
+        """No request."""
+        return self._store.presign(key, ttl_s, media_type=media_type, file_name=file_name)
+
     def delete(self, key: str) -> None:
         """Remove an object."""
         with self._counting("delete"):

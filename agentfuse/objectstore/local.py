@@ -113,6 +113,10 @@ class LocalStore:
             yield from self._walk(directory + "/" if directory else "", prefix, start_after)
         self._is_store()  # what vanished while we read it was not read to its end
 
+    def presign(self, key: str, ttl_s: int, *, media_type: str = "", file_name: bytes = b"") -> None:
+        """Files of a host have no URL that others could use."""
+        require_presignable(key, ttl_s)
+
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
         path = self._path(key)

@@ -16,9 +16,10 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, cast
+from urllib.parse import quote
 
-from agentfuse.errors import ObjectNotFoundError, StoreError, UsageError
-from agentfuse.objectstore.base import CHUNK_BYTES, ObjectStat, Source, check_key
+from agentfuse.errors import ObjectNotFoundError, StoreError
+from agentfuse.objectstore.base import CHUNK_BYTES, ObjectStat, Source, check_key, require_presignable
 from agentfuse.objectstore.parts import PartSender, read_whole, require_end
 from agentfuse.objectstore.s3_sdk import (
     BROKEN_OFF,
@@ -44,8 +45,6 @@ MAX_PARTS = 10_000  # of one object, by the protocol
 
 PARTS_AT_A_TIME = 4
 """Parts of all uploads of a store that are in memory at a time."""
-
-MAX_PRESIGNED_S = 7 * 24 * 3600  # by the protocol
 
 
 class S3Store:
@@ -170,17 +169,16 @@ class S3Store:
                         count += 1
         return count
 
-    def presign(self, key: str, ttl_s: int) -> str:
-        """A URL by which anybody may read the object for ``ttl_s`` seconds. Does not ask whether it is there.
-
-        It says who signed it, and is as good as a key while it lasts: never log it. It ends earlier with
-        the credentials that signed it, if those are temporary. Raises ``UsageError`` beyond 7 days.
-        """
-        if not 0 < ttl_s <= MAX_PRESIGNED_S:
-            raise UsageError(f"a presigned URL lasts 1 to {MAX_PRESIGNED_S} seconds, not {ttl_s}")
-        where = self._where(key)
+    def presign(self, key: str, ttl_s: int, *, media_type: str = "", file_name: bytes = b"") -> str:
+        """A URL by which anybody may read the object for ``ttl_s`` seconds."""
+        require_presignable(key, ttl_s)
+        asked = self._where(key)
+        if media_type:
+            asked["ResponseContentType"] = media_type
+        if file_name:
+            asked["ResponseContentDisposition"] = f"attachment; filename*=UTF-8''{quote(file_name, safe='')}"
         with map_botocore(self._shown(key)):
-            return self._client.generate_presigned_url("get_object", Params=where, ExpiresIn=ttl_s)
+            return self._client.generate_presigned_url("get_object", Params=asked, ExpiresIn=ttl_s)
 
     # -- requests
 

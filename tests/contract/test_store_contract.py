@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 from s3_servers import STORES
 from stores import CountingStore, FaultyStore, ForgetfulStore
@@ -47,6 +48,23 @@ def keys(store: ObjectStore, prefix: str = "", **options: str) -> list[str]:
 def test_its_url_opens_it_again(store: ObjectStore) -> None:
     store.put("a/b", b"content")
     assert open_store(store.url).get("a/b") == b"content"
+
+
+def test_a_presigned_url_gives_anybody_just_the_object_under_its_name(store: ObjectStore) -> None:
+    store.put("dir/größe 1", b"content")
+    url = store.presign("dir/größe 1", 60, media_type="text/csv", file_name="ü, \"1\".csv".encode())
+    with pytest.raises(UsageError, match="presigned"):
+        store.presign("a", 8 * 24 * 3600)
+    if url is None:
+        assert store.url.startswith("file:")
+        return
+    answer = httpx.get(url, headers={"X-Api-Key": "of somebody", "Accept-Encoding": "gzip"}, timeout=30)
+    assert (answer.status_code, answer.content) == (200, b"content")
+    assert answer.headers["content-length"] == "7"
+    assert "content-encoding" not in answer.headers
+    assert answer.headers["content-type"] == "text/csv"
+    assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''%C3%BC%2C%20%221%22.csv"
+    assert httpx.get(url.replace("gr", "Gr"), timeout=30).status_code in (403, 404)
 
 
 def test_a_store_never_written_to_is_empty(store: ObjectStore) -> None:

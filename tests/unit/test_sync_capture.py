@@ -15,10 +15,10 @@ from memories import SILENT, Run
 from agentfuse.errors import AgentfuseError, EnvironmentProblem
 from agentfuse.fuse.boundary import Gate
 from agentfuse.home.changes import Changes
+from agentfuse.home.walk import SETTLED_NS
 from agentfuse.objectstore import ObjectStore, open_store
 from agentfuse.snapshots.history import History
 from agentfuse.sync.contents import read_content
-from agentfuse.home.walk import SETTLED_NS
 from agentfuse.sync.spool import Spool
 
 
