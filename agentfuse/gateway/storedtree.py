@@ -295,6 +295,15 @@ class StoredFile:
         while piece := await trio.to_thread.run_sync(next, pieces, b"", limiter=self._limiter):
             yield piece
 
+    def presign(self, ttl_s: int, media_type: str) -> str | None:
+        """The store's own URL of the content; None where it has none, or other contents are in the object."""
+        entry = self.entry
+        if entry.object != entry.sha256:  # whose name is the hash of all that it holds
+            return None
+        name = entry.path.rpartition(b"/")[2]
+        key = object_key(self.owner, entry.object)
+        return self._store.presign(key, ttl_s, media_type=media_type, file_name=name)
+
     def source(self) -> Readable:
         """The content as what an upload reads from."""
         return StoredSource(self._store, self.owner, self.entry)

@@ -18,7 +18,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from agentfuse.errors import ObjectNotFoundError, StoreError
-from agentfuse.objectstore.base import CHUNK_BYTES, RESERVED_PREFIX, ObjectStat, Source, check_key
+from agentfuse.objectstore.base import (
+    CHUNK_BYTES,
+    RESERVED_PREFIX,
+    ObjectStat,
+    Source,
+    check_key,
+    require_presignable,
+)
 
 MARKER = RESERVED_PREFIX + "store"
 MARKER_CONTENT = b"agentfuse object store, format 1\n"
