@@ -66,6 +66,7 @@ class Gateway:
     ``grace_s``: how long requests may go on after SIGTERM. ``max_request_bytes``: the longest body.
     ``certificate`` and ``private_key``: PEM files to serve HTTPS with; None: plain HTTP.
     ``public_url``: how clients reach it, without a slash at the end; empty: as they say themselves.
+    ``presign``: links may be URLs of the object store's own, where it has some.
 
     ``advertise``: the URL at which other hosts reach this one, which makes it one of a cluster, whose
     members know each other by what ``cluster_secret_file`` holds. A host that was not heard of for
@@ -83,6 +84,7 @@ class Gateway:
     grace_s: float = 30.0
     max_request_bytes: int = 1024 * MiB
     public_url: str = ""
+    presign: bool = True
     certificate: Path | None = None
     private_key: Path | None = None
     mounts: Path | None = None

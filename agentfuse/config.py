@@ -318,6 +318,7 @@ _GATEWAY: dict[str, tuple[Callable[[object], Any], str]] = {
     "grace": (parse_duration, "grace_s"),
     "max_request": (parse_size, "max_request_bytes"),
     "public_url": (admission.public_url, "public_url"),
+    "presign": (yes_no, "presign"),
     "advertise": (admission.advertise, "advertise"),
     "cluster_secret_file": (
         lambda value: absolute_path(value, "/etc/agentfuse/cluster.secret"),

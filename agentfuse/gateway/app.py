@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TypedDict
 
-from fastapi import FastAPI, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from agentfuse import __version__
@@ -25,9 +25,11 @@ from agentfuse.gateway.auth import (
     key_dependency,
 )
 from agentfuse.gateway.edge import Edge, http_problem
+from agentfuse.gateway.executions.record import Execution
 from agentfuse.gateway.executions.service import Executions
+from agentfuse.gateway.filetree import FileTree
 from agentfuse.gateway.hosts.cluster import Hosts
-from agentfuse.gateway.hosts.crossing import Arrivals, Departures
+from agentfuse.gateway.hosts.crossing import Arrivals, Departures, at_owner
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.shinzo import routes as shinzo
 from agentfuse.gateway.shinzo.desk import Desk
@@ -104,11 +106,24 @@ def build(parts: Parts) -> FastAPI:
     sessions = Sessions(parts.links.secret, keyring, is_https=settings.public_url.startswith("https://"))
     agents = Agents(parts.store, has_others=len({key.organization for key in settings.keys}) > 1)
     app.include_router(page_routes.router(sessions, MemoryPages(parts.store, agents, parts.limits)))
-    app.include_router(blobs.router(parts.links, parts.store, parts.limits.downloads))
+    app.include_router(_links(parts))
     app.include_router(health.router(health.Readiness(parts.store)))
     app.include_router(metrics.router(parts.metrics))
     _add_docs(app)
     return app
+
+
+def _links(parts: Parts) -> APIRouter:
+    async def find(request: Request) -> Execution | None:
+        place = blobs.place_of(request)
+        return None if place is None else await parts.executions.get(place.organization, place.execution)
+
+    async def tree_of(place: blobs.Place) -> FileTree:
+        execution = await parts.executions.get(place.organization, place.execution)
+        return parts.executions.tree(execution, place.region)
+
+    authenticate = at_owner(parts.links.authenticate, parts.hosts, find)
+    return blobs.router(authenticate, parts.store, parts.limits.downloads, tree_of)
 
 
 def _desk(parts: Parts) -> Desk:

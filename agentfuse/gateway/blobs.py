@@ -1,8 +1,8 @@
 """Links that need no key: ``/blobs/<id>?exp=<unix>&sig=<hmac>``, good for a quarter of an hour.
 
-The id says what is meant, a content in the store or the place of a file of an execution, so that every gateway
-can serve it without remembering anything; the signature says that a gateway made it. All gateways that sign with
-one secret serve each other's links.
+The id says what is meant, a content in the store or the place of a file of an execution, so that no gateway
+remembers anything; the signature says that one made it. All gateways that sign with one secret serve each
+other's links.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MIN_SECRET = 32
 _DENIED = DeniedError("the link is not valid, or has expired", 403)
 
 
-class _Blob(msgspec.Struct, frozen=True, array_like=True, tag="content"):
+class Blob(msgspec.Struct, frozen=True, array_like=True, tag="content"):
     """A content in the store, and what the file is called."""
 
     owner: str
@@ -63,7 +63,7 @@ class Place(msgspec.Struct, frozen=True, array_like=True, tag="place"):
     media_type: str
 
 
-Meant = _Blob | Place
+Meant = Blob | Place
 TreeOf = Callable[[Place], Awaitable[FileTree]]
 
 
@@ -78,7 +78,7 @@ class Links:
         """A link to a stored file's content, as it is."""
         entry = file.entry
         place = (file.owner, entry.object, entry.offset, entry.size, entry.sha256, entry.mtime_ns)
-        return self.to(_Blob(*place, entry.path.rpartition(b"/")[2], media_type))
+        return self.to(Blob(*place, entry.path.rpartition(b"/")[2], media_type))
 
     def to(self, meant: Meant) -> str:
         """A link to a file of an execution, by its place."""
@@ -94,7 +94,8 @@ class Links:
         if int(expires) <= self._now():
             raise _DENIED
         packed = base64.urlsafe_b64decode(blob_id + "=" * (-len(blob_id) % 4))
-        return msgspec.msgpack.decode(packed, type=Meant)
+        meant: Meant = msgspec.msgpack.decode(packed, type=Meant)
+        return meant
 
     async def authenticate(self, request: Request) -> None:
         """A dependency: the link is good; see :func:`place_of`. Raises ``DeniedError``."""
@@ -141,7 +142,7 @@ def router(
     return routes
 
 
-def _stored(blob: _Blob, store: ObjectStore, limiter: trio.CapacityLimiter) -> StoredFile:
+def _stored(blob: Blob, store: ObjectStore, limiter: trio.CapacityLimiter) -> StoredFile:
     entry = Entry(
         path=blob.name,
         type="file",

@@ -52,7 +52,7 @@ def test_its_url_opens_it_again(store: ObjectStore) -> None:
 
 def test_a_presigned_url_gives_anybody_just_the_object_under_its_name(store: ObjectStore) -> None:
     store.put("dir/größe 1", b"content")
-    url = store.presign("dir/größe 1", 60, media_type="text/csv", file_name="ü, \"1\".csv".encode())
+    url = store.presign("dir/größe 1", 60, media_type="text/csv", file_name='ü, "1".csv'.encode())
     with pytest.raises(UsageError, match="presigned"):
         store.presign("a", 8 * 24 * 3600)
     if url is None:

@@ -11,7 +11,7 @@ import pytest
 from gateways import SECRET, Gateway, upload
 
 from agentfuse.errors import ConfigError
-from agentfuse.gateway.blobs import LINK_S, Links, secret_of
+from agentfuse.gateway.blobs import LINK_S, Blob, Links, secret_of
 from agentfuse.gateway.edge import DeniedError
 from agentfuse.gateway.storedtree import StoredFile
 from agentfuse.objectstore import open_store
@@ -84,8 +84,9 @@ def test_a_link_is_good_for_a_quarter_of_an_hour() -> None:
     expires, signature = (pair.partition("=")[2] for pair in query.split("&"))
     blob_id = path.rpartition("/")[2]
     now += LINK_S - 1
-    owner, found, media_type = links.read(blob_id, expires, signature)
-    assert (owner, found.path, found.object, media_type) == (OWNER, b"f", "b" * 64, "text/plain")
+    blob = links.read(blob_id, expires, signature)
+    assert isinstance(blob, Blob)
+    assert (blob.owner, blob.name, blob.object, blob.media_type) == (OWNER, b"f", "b" * 64, "text/plain")
     now += 1
     with pytest.raises(DeniedError):
         links.read(blob_id, expires, signature)
