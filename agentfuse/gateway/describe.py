@@ -80,6 +80,14 @@ Answer = type[BaseModel] | GenericAlias | str | None
 """A model, a list of one, a media type, or None for no body at all."""
 
 
+_OF_ANY: dict[int | str, dict[str, Any]] = {
+    408: {"description": "The body does not come, or takes too long"},
+    431: {"description": "The path, the query or the headers are too long"},
+    502: {"description": "The object store failed"},
+    503: {"description": "The gateway cannot do it now, ask again"},
+}
+
+
 def route(
     answer: Answer,
     *,
@@ -124,7 +132,7 @@ def route(
     return {
         "status_code": status,
         "response_model": None,
-        "responses": answers | {code: _response(errors) for code in codes},
+        "responses": _OF_ANY | answers | {code: _response(errors) for code in codes},
         "openapi_extra": extra,
     }
 

@@ -1,0 +1,46 @@
+"""Requests that schemathesis makes of /openapi.json, right ones and wrong ones: all its checks, no 5xx."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gateways
+from gateways import ACME, DEADLINE_S, Gateway, upload
+
+CONFIG = """
+[output]
+sanitization.enabled = false
+
+[output.truncation]
+max-lines = 20
+
+[checks.positive_data_acceptance]
+# No schema says which paths are there, or taken.
+expected-statuses = ["2xx", "3xx", 400, 401, 403, 404, 409, 413, 416, 507]
+
+[checks.negative_data_rejection]
+expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 415, 416, 422, 431, "5xx"]
+"""
+
+
+def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
+    with gateways.gateway(tmp_path, f"file://{tmp_path}/store") as running, running.client() as client:
+        assert upload(client, {"a": b"1", "b": b"2"}, "d").status_code == 200
+        _schemathesis(tmp_path, running)
+
+
+def _schemathesis(base: Path, gateway: Gateway, *arguments: str) -> None:
+    config = base / "schemathesis.toml"
+    config.write_text(CONFIG)
+    program = str(Path(sys.executable).with_name("st"))
+    command = [program, "--config-file", str(config), "run", f"{gateway.url}/openapi.json"]
+    for header in (f"Authorization: Bearer {ACME}", f"X-Api-Key: {ACME}"):
+        command += ["--header", header]
+    command += ["--phases", "examples,coverage,fuzzing", "--max-examples", "20", "--request-timeout", "20"]
+    command += ["--no-color", *arguments]
+    done = subprocess.run(
+        command, cwd=base, capture_output=True, text=True, timeout=DEADLINE_S * 3, check=False
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
