@@ -125,6 +125,8 @@ def route(
         ]
     if body:
         media = "multipart/form-data" if "files" in body else "application/json"
+        if media == "application/json":  # null is as good as nothing
+            body = {k: v if k in needed else {"anyOf": [v, {"type": "null"}]} for k, v in body.items()}
         schema = {"type": "object", "properties": body, "required": sorted(needed & body.keys())}
         extra["requestBody"] = {"required": True, "content": {media: {"schema": schema}}}
     status = status or (204 if answer is None else 200)

@@ -22,6 +22,11 @@ expected-statuses = ["2xx", "3xx", 400, 401, 403, 404, 409, 413, 416, 507]
 
 [checks.negative_data_rejection]
 expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 415, 416, 422, 431, "5xx"]
+
+[[operations]]
+# In a form everything is text; a list of copies and moves is answered 200 with what became of each.
+include-path-regex = "(upload|files|temp-files/[^/]*|filesystem/copy|filesystem/move)$"
+checks.negative_data_rejection.enabled = false
 """
 
 
@@ -43,4 +48,4 @@ def _schemathesis(base: Path, gateway: Gateway, *arguments: str) -> None:
     done = subprocess.run(
         command, cwd=base, capture_output=True, text=True, timeout=DEADLINE_S * 3, check=False
     )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert done.returncode == 0, "\n".join(line[:500] for line in done.stdout.splitlines())
