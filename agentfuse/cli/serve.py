@@ -30,7 +30,7 @@ def serve(
     state: options.State = None,
     config: options.ConfigFile = None,
 ) -> None:
-    """Serve the HTTP APIs: staging, the tenant file store, links to contents.
+    """Serve the HTTP APIs: executions, files, memories, staging.
 
     It ends with SIGTERM or Ctrl-C: it accepts nothing more, finishes what is under way and exits 0. The
     routes are described at /docs. Keys come from [[keys]] of the configuration, see agentfuse key new; for
