@@ -110,16 +110,3 @@ class Hosts:
         settled = partial(settle, self._records, self._roster, host)
         await trio.to_thread.run_sync(settled, limiter=self._limiter, abandon_on_cancel=True)
 
-
-class Nobody:
-    """A tenure without executions."""
-
-    def count(self) -> int:
-        """None."""
-        return 0
-
-    async def fence(self) -> None:
-        """Nothing runs."""
-
-    async def adopt(self) -> None:
-        """Nothing is left."""

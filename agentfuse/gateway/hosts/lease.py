@@ -113,19 +113,24 @@ class Lease:
     async def keep(self, tenure: Tenure) -> NoReturn:
         """Renew it, after :meth:`acquire`. When it is lost, what is here is ended, and it is acquired
         again."""
-        is_only_one = True
+        is_only_one = await self._hold(tenure)
         while is_only_one:
-            is_only_one = await self._hold(tenure)
-            self._is_begun = False
-            _LOG.warning("this host lost its lease, so what runs here is ended: %s", self._problem)
-            await tenure.fence()
-            if is_only_one:
-                await self.acquire(tenure)
-                _LOG.warning("this host has a lease again, in epoch %d", self._identity.epoch)
-                await tenure.adopt()
+            await self._lapse(tenure)
+            await self.acquire(tenure)
+            _LOG.warning("this host has a lease again, in epoch %d", self._identity.epoch)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(tenure.adopt)
+                is_only_one = await self._hold(tenure)
+                nursery.cancel_scope.cancel()
+        await self._lapse(tenure)
         _LOG.error("%s", self._problem)
         await trio.sleep_forever()
         raise AssertionError
+
+    async def _lapse(self, tenure: Tenure) -> None:
+        self._is_begun = False
+        _LOG.warning("this host lost its lease, so what runs here is ended: %s", self._problem)
+        await tenure.fence()
 
     async def _hold(self, tenure: Tenure) -> bool:
         """Until it is lost; False if that is because another host goes by our id."""
