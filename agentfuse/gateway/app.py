@@ -107,7 +107,7 @@ def build(parts: Parts) -> FastAPI:
     agents = Agents(parts.store, has_others=len({key.organization for key in settings.keys}) > 1)
     app.include_router(page_routes.router(sessions, MemoryPages(parts.store, agents, parts.limits)))
     app.include_router(_links(parts))
-    app.include_router(health.router(health.Readiness(parts.store)))
+    app.include_router(health.router(health.Readiness(parts.store, parts.hosts)))
     app.include_router(metrics.router(parts.metrics))
     _add_docs(app)
     return app

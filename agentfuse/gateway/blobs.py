@@ -20,7 +20,8 @@ import msgspec
 import trio
 from fastapi import APIRouter, Depends, Request, Response
 
-from agentfuse.errors import BusyError, ConfigError, EnvironmentProblem, NotFoundError, WrongTypeError
+from agentfuse.admission import Gateway
+from agentfuse.errors import BusyError, EnvironmentProblem, NotFoundError, WrongTypeError
 from agentfuse.gateway import describe
 from agentfuse.gateway.addresses import base_url
 from agentfuse.gateway.auth import Authenticate
@@ -29,6 +30,7 @@ from agentfuse.gateway.downloads import send_file
 from agentfuse.gateway.edge import DeniedError
 from agentfuse.gateway.executions.record import Execution
 from agentfuse.gateway.filetree import FileTree, Node
+from agentfuse.gateway.secret_files import secret_in
 from agentfuse.gateway.storedtree import StoredFile
 from agentfuse.home.mime import UNKNOWN, type_of
 from agentfuse.objectstore.base import ObjectStore
@@ -36,7 +38,6 @@ from agentfuse.snapshots.entries import Entry
 from agentfuse.snapshots.layout import check_owner
 
 LINK_S = 15 * 60
-_MIN_SECRET = 32
 _DENIED = DeniedError("the link is not valid, or has expired", 403)
 
 
@@ -205,21 +206,15 @@ class FileLinks:
         return file.presign(LINK_S, type_of(file.entry.path, None)) if self._presigns else None
 
 
-def secret_of(configured: Path | None, state: Path) -> bytes:
-    """What links are signed with: of the file that is configured, else made once in the state directory."""
-    if configured is None:
-        return _own_secret(state / "gateway" / "blob.secret")
-    try:
-        secret = configured.read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(
-            [f"gateway.blob_secret_file: {configured}: {error.strerror}; correct the path"]
-        ) from None
-    if len(secret) < _MIN_SECRET:
-        raise ConfigError(
-            [f"gateway.blob_secret_file: fewer than {_MIN_SECRET} bytes; make some with openssl rand -hex 32"]
-        )
-    return secret
+def secret_of(settings: Gateway, state: Path) -> bytes:
+    """What links are signed with: of the file that is configured, else the cluster's, else made once in the
+    state directory. Raises ``ConfigError``."""
+    if settings.blob_secret_file is not None:
+        return secret_in(settings.blob_secret_file, "blob_secret_file")
+    if settings.cluster_secret_file is not None:
+        cluster = secret_in(settings.cluster_secret_file, "cluster_secret_file")
+        return hmac.new(cluster, b"links", hashlib.sha256).hexdigest().encode()
+    return _own_secret(state / "gateway" / "blob.secret")
 
 
 def _own_secret(path: Path) -> bytes:

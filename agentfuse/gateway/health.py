@@ -10,6 +10,7 @@ from fastapi import APIRouter, Response
 from agentfuse.errors import StoreError
 from agentfuse.gateway import describe
 from agentfuse.gateway.bodies import JsonAnswer
+from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.objectstore.probe import PROBE_PREFIX
 
@@ -20,11 +21,13 @@ _FRESH_S = 1.0
 class Readiness:
     """Asks the store at most once a second, however many want to know.
 
-    The store was probed before the gateway began to listen; here it is asked whether it still answers.
+    The store was probed before the gateway began to listen; here it is asked whether it still answers. A host
+    of a cluster must also have its lease.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, hosts: Hosts) -> None:
         self._store = store
+        self._hosts = hosts
         self._limiter = trio.CapacityLimiter(1)
         self._lock = trio.Lock()
         self._asked_at = -_FRESH_S
@@ -36,7 +39,7 @@ class Readiness:
             if trio.current_time() - self._asked_at >= _FRESH_S:
                 self._problem = await self._ask()
                 self._asked_at = trio.current_time()
-        return self._problem
+        return self._problem or self._hosts.problem()
 
     async def _ask(self) -> str | None:
         try:

@@ -56,7 +56,7 @@ def serve(config: Config, config_file: Path | None, *, on_ready: OnReady) -> Non
     stores = Stores(config.state, cache_bytes=config.cache_bytes)
     spool = _directory(config.state / "gateway" / "spool")
     http = _http(config.gateway)
-    secret = blobs.secret_of(config.gateway.blob_secret_file, config.state)
+    secret = blobs.secret_of(config.gateway, config.state)
     store = stores.open(config.store)
     probe(store)
     stores.remember(config.store)

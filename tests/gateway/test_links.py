@@ -10,6 +10,7 @@ import httpx
 import pytest
 from gateways import SECRET, Gateway, upload
 
+from agentfuse import admission
 from agentfuse.errors import ConfigError
 from agentfuse.gateway.blobs import LINK_S, Blob, Links, secret_of
 from agentfuse.gateway.edge import DeniedError
@@ -95,13 +96,21 @@ def test_a_link_is_good_for_a_quarter_of_an_hour() -> None:
 def test_a_host_makes_its_secret_once_and_for_itself(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        secret = secret_of(None, tmp_path)
+        secret = secret_of(admission.Gateway(), tmp_path)
     finally:
         os.umask(before)
     assert len(secret) >= 32
-    assert secret_of(None, tmp_path) == secret
+    assert secret_of(admission.Gateway(), tmp_path) == secret
     (file,) = (tmp_path / "gateway").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_hosts_of_a_cluster_sign_alike_and_with_another_secret_than_the_clusters(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.secret"
+    path.write_text(SECRET)
+    settings = admission.Gateway(advertise="http://10.0.0.5:8080", cluster_secret_file=path)
+    made = [secret_of(settings, tmp_path / host) for host in ("one", "two")]
+    assert made[0] == made[1] != SECRET.encode()
 
 
 @pytest.mark.parametrize("content", [None, b"short\n"])
@@ -110,4 +119,4 @@ def test_a_secret_that_is_missing_or_short_is_a_mistake(tmp_path: Path, content:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match="blob_secret_file"):
-        secret_of(path, tmp_path)
+        secret_of(admission.Gateway(blob_secret_file=path), tmp_path)

@@ -21,8 +21,9 @@ from agentfuse.gateway.hosts.identity import Identity
 from agentfuse.gateway.hosts.lease import LEASE_FILE, Lease, Tenure, Terms
 from agentfuse.gateway.hosts.lost import settle
 from agentfuse.gateway.hosts.peers import Peers, watch
-from agentfuse.gateway.hosts.proof import Proofs, cluster_secret
+from agentfuse.gateway.hosts.proof import Proofs
 from agentfuse.gateway.hosts.roster import Host, Roster
+from agentfuse.gateway.secret_files import secret_in
 from agentfuse.objectstore.base import ObjectStore
 
 
@@ -46,7 +47,7 @@ class Hosts:
         self.proofs: Proofs | None = None
         self._lease: Lease | None = None
         if settings.advertise and settings.cluster_secret_file:
-            secret = cluster_secret(settings.cluster_secret_file)
+            secret = secret_in(settings.cluster_secret_file, "cluster_secret_file")
             self.proofs = Proofs(secret, identity.id, lambda: identity.epoch)
             self._forwarder = Forwarder(self.proofs)
             terms = Terms(settings.advertise, settings.lease_s, settings.on_host_lost, settings.executes)
@@ -109,4 +110,3 @@ class Hosts:
     async def _settle(self, host: Host) -> None:
         settled = partial(settle, self._records, self._roster, host)
         await trio.to_thread.run_sync(settled, limiter=self._limiter, abandon_on_cancel=True)
-

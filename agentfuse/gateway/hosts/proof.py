@@ -15,11 +15,9 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import msgspec
 
-from agentfuse.errors import ConfigError
 from agentfuse.gateway.edge import DeniedError, StatedError
 from agentfuse.gateway.hosts.headers import Header
 
@@ -28,7 +26,6 @@ ANSWER_HEADER = b"x-agentfuse-proof"
 WINDOW_S = 60
 """How far the clocks of two hosts may be apart, with the time on the way."""
 
-_MIN_SECRET = 32
 _MAX_NONCES = 200_000
 _FORM = re.compile(rb"([0-9a-f-]{36}) ([0-9a-f-]{36}) (\d{1,15}) (\d{1,12}) ([0-9a-f]{32}) ([0-9a-f]{64})")
 
@@ -103,21 +100,3 @@ class Proofs:
 
 def _flat(headers: Iterable[Header]) -> list[bytes]:
     return [part for header in sorted(headers) for part in header]
-
-
-def cluster_secret(path: Path) -> bytes:
-    """What the file holds. Raises ``ConfigError``."""
-    try:
-        secret = path.read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(
-            [f"gateway.cluster_secret_file: {path}: {error.strerror}; correct the path"]
-        ) from None
-    if len(secret) < _MIN_SECRET:
-        raise ConfigError(
-            [
-                f"gateway.cluster_secret_file: fewer than {_MIN_SECRET} bytes; "
-                "make some with openssl rand -hex 32"
-            ]
-        )
-    return secret
