@@ -15,11 +15,13 @@ from agentfuse.gateway import describe
 from agentfuse.gateway.auth import DESCRIBED_BEARER, Authenticate
 from agentfuse.gateway.describe import NAME, TEXT
 from agentfuse.gateway.shinzo import models
+from agentfuse.gateway.shinzo.archives import Archives
 from agentfuse.gateway.shinzo.creation import Creation
 from agentfuse.gateway.shinzo.desk import Desk
 from agentfuse.gateway.shinzo.directories import Directories
 from agentfuse.gateway.shinzo.files import Files
 from agentfuse.gateway.shinzo.metadata import Metadata
+from agentfuse.gateway.shinzo.packing import FORMATS
 from agentfuse.gateway.shinzo.transfers import Transfers
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -50,6 +52,7 @@ def router(authenticate: Authenticate, desk: Desk) -> APIRouter:
     _add_directories(routes, Directories(desk))
     _add_metadata(routes, Metadata(desk))
     _add_transfers(routes, Transfers(desk))
+    _add_archives(routes, Archives(desk))
     _add_creation(routes, Creation(desk))
     return routes
 
@@ -147,6 +150,27 @@ def _add_transfers(routes: APIRouter, api: Transfers) -> None:
     for verb, handler in (("copy", api.copy), ("move", api.move)):
         places = [f"/{{agentId}}/filesystem/{verb}", f"/{{agentId}}/filesystem/operations/{verb}"]
         _add(routes, "POST", places, f"{verb}_agent_files", handler, **described)
+
+
+def _add_archives(routes: APIRouter, api: Archives) -> None:
+    body: dict[str, Any] = {
+        "paths": _TEXTS,
+        "outputPath": NAME,
+        "format": {"enum": list(FORMATS)},
+        "compressionLevel": {"type": "integer", "minimum": 0, "maximum": 9},
+        "overwrite": _FLAG,
+    }
+    packed = _described(
+        models.Archived, status=201, codes=_CHANGES, path=_AGENT, body=body, required=["paths", "outputPath"]
+    )
+    at = "/{agentId}/filesystem/"
+    _add(routes, "POST", [f"{at}archive", f"{at}archives"], "archive_agent_files", api.pack, **packed)
+    body = {"archivePath": NAME, "outputPath": NAME, "overwrite": _FLAG}
+    extracted = _described(
+        models.Extracted, codes=_CHANGES, path=_AGENT, body=body, required=["archivePath", "outputPath"]
+    )
+    places = [f"{at}extract", f"{at}archives/extract"]
+    _add(routes, "POST", places, "extract_agent_archive", api.extract, **extracted)
 
 
 def _add_creation(routes: APIRouter, api: Creation) -> None:
