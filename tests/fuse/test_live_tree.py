@@ -1,0 +1,282 @@
+"""File trees of mounted homes: they keep what file trees promise, as those in the store do."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.lowlevel
+from mounts import Home
+from stores import local_store
+
+from agentfuse.admission import Quota
+from agentfuse.client import AsyncHome
+from agentfuse.errors import (
+    AgentfuseError,
+    BusyError,
+    ChangedError,
+    QuotaExceededError,
+    UnflushedError,
+    WrongTypeError,
+)
+from agentfuse.gateway.filetree import FileTree, NewFile
+from agentfuse.gateway.limits import Limits
+from agentfuse.gateway.livetree import LiveTree
+from agentfuse.gateway.storedtree import StoredTree
+from agentfuse.regions import Creator
+from agentfuse.snapshots.layout import tenant_owner
+
+pytestmark = pytest.mark.mount
+
+USER = Creator.USER
+NAMES = (b"a", b"b.txt", b"c (1)", "ü".encode(), b"\xff")
+
+
+class Body:
+    """A content in memory."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.size = len(content)
+        self.sha256 = hashlib.sha256(content).hexdigest()
+
+    def open(self) -> io.BytesIO:
+        return io.BytesIO(self.content)
+
+
+def new(path: bytes, content: bytes = b"1", mode: int = 0o644) -> NewFile:
+    return NewFile(path, Body(content), mode)
+
+
+@pytest.fixture
+def live(home: Home, monkeypatch: pytest.MonkeyPatch) -> LiveTree:
+    """The workspace of a mounted home."""
+    monkeypatch.setenv("AGENTFUSE_RUNTIME_DIR", str(home.runtime))
+    return LiveTree(home.path, "workspace", trio.CapacityLimiter(4))
+
+
+@asynccontextmanager
+async def stored_tree(path: Path) -> AsyncIterator[StoredTree]:
+    async with trio.open_nursery() as nursery:
+        yield StoredTree(
+            local_store(path),
+            tenant_owner("acme"),
+            "files",
+            quota=Quota(10**9, 10**6),
+            committer="g1",
+            nursery=nursery,
+            limits=Limits(),
+        )
+
+
+async def content(tree: FileTree, path: bytes, offset: int = 0, length: int | None = None) -> bytes:
+    file = await tree.open(path)
+    try:
+        return b"".join([piece async for piece in file.stream(offset, length)])
+    finally:
+        await file.aclose()
+
+
+async def everything(tree: FileTree) -> list[tuple[Any, ...]]:
+    """All that both trees must agree on."""
+    return [
+        (
+            node.path,
+            node.type,
+            node.size,
+            node.mode,
+            node.created_by,
+            node.labels,
+            await content(tree, node.path) if node.type == "file" else b"",
+        )
+        for node in await tree.list(b"", recursive=True)
+    ]
+
+
+async def said(answer: Awaitable[object]) -> object:
+    """What an operation answers, or the kind of error that it raises."""
+    try:
+        return await answer
+    except AgentfuseError as error:
+        return type(error)
+
+
+async def _put(tree: FileTree, dice: random.Random, path: bytes, creator: Creator) -> object:
+    file = new(path, dice.randbytes(dice.choice([0, 5, 3000])), dice.choice([0o644, 0o600, 0o755]))
+    collision: Any = dice.choice(["replace", "refuse", "number"])
+    made = await tree.put([file], creator=creator, on_collision=collision)
+    return [(node.path, node.size, node.mode, node.created_by) for node in made]
+
+
+async def _put_many(tree: FileTree, dice: random.Random, path: bytes, creator: Creator) -> object:
+    below = path + b"-d"
+    files = [new(b"%s/%d" % (below, number)) for number in range(3)]
+    made = await tree.put(files, creator=creator, directories=[below, below + b"/x"])
+    return [node.path for node in made]
+
+
+async def _delete(tree: FileTree, dice: random.Random, path: bytes, creator: Creator) -> object:
+    return await tree.delete(path, creator=creator, recursive=dice.random() < 0.5)
+
+
+async def _move(tree: FileTree, dice: random.Random, path: bytes, creator: Creator) -> object:
+    return await tree.move(path, some_path(dice), creator=creator, overwrite=dice.random() < 0.5)
+
+
+async def _copy(tree: FileTree, dice: random.Random, path: bytes, creator: Creator) -> object:
+    return await tree.copy(path, some_path(dice), creator=creator, overwrite=dice.random() < 0.5)
+
+
+async def _mkdir(tree: FileTree, dice: random.Random, path: bytes, creator: Creator) -> object:
+    parents, exist_ok = dice.random() < 0.5, dice.random() < 0.5
+    return await tree.mkdir(path, creator=creator, parents=parents, exist_ok=exist_ok)
+
+
+async def _annotate(tree: FileTree, dice: random.Random, path: bytes, creator: Creator) -> object:
+    labels, mode = dice.choice([None, b"", b"tag"]), dice.choice([None, 0o640, 0o750])
+    node = await tree.annotate(path, creator=creator, mode=mode, labels=labels)
+    return node.path, node.mode, node.labels
+
+
+async def _look(tree: FileTree, dice: random.Random, path: bytes, creator: Creator) -> object:
+    return [node.path for node in await tree.list(path, recursive=dice.random() < 0.5)]
+
+
+OPERATIONS = (_put, _put, _put_many, _delete, _move, _copy, _mkdir, _annotate, _look)
+
+
+def some_path(dice: random.Random) -> bytes:
+    return b"/".join(dice.choices(NAMES, k=dice.choice([1, 1, 2, 3])))
+
+
+async def test_random_operations_are_the_same_to_a_live_and_a_stored_tree(
+    live: LiveTree, tmp_path: Path
+) -> None:
+    dice = random.Random(20261122)
+    done: list[str] = []
+    async with stored_tree(tmp_path) as stored:
+        await live.put([new(b"a/b.txt/c (1)")], creator=USER)
+        await stored.put([new(b"a/b.txt/c (1)")], creator=USER)
+        for number in range(120):
+            seed_of_one, does = dice.random(), dice.choice(OPERATIONS)
+            path, creator = some_path(dice), dice.choice(list(Creator))
+            done.append(f"{does.__name__} {path!r}")
+            one = await said(does(live, random.Random(seed_of_one), path, creator))
+            other = await said(does(stored, random.Random(seed_of_one), path, creator))
+            assert one == other, done[-5:]
+            if number % 20 == 0:
+                assert await everything(live) == await everything(stored), done[-12:]
+        assert await everything(live) == await everything(stored)
+        for each in await live.list(b""):
+            await live.delete(each.path, creator=USER, recursive=True)
+        assert (await live.usage()).bytes == (await live.usage()).files == 0
+
+
+async def test_of_those_who_replace_what_they_read_only_one_gets_through_and_no_append_is_lost(
+    live: LiveTree, tmp_path: Path
+) -> None:
+    async def append(tree: FileTree, line: bytes) -> None:
+        while True:
+            file = await tree.open(b"log")
+            before = b"".join([piece async for piece in file.stream()])
+            await file.aclose()
+            try:
+                await tree.put([new(b"log", before + line)], creator=USER, if_match=file.node.etag)
+            except ChangedError:
+                await trio.lowlevel.checkpoint()
+            else:
+                return
+
+    async with stored_tree(tmp_path) as stored:
+        for tree in (live, stored):
+            with pytest.raises(ChangedError):
+                await tree.put([new(b"log")], creator=USER, if_match="none")
+            await tree.put([new(b"log", b"")], creator=USER)
+            async with trio.open_nursery() as nursery:
+                for number in range(8):
+                    nursery.start_soon(append, tree, b"%d\n" % number)
+            lines = (await content(tree, b"log")).split()
+            assert sorted(map(int, lines)) == list(range(8))
+
+
+async def test_what_was_opened_stays_what_it_was_though_it_is_replaced(home: Home, live: LiveTree) -> None:
+    before, after = os.urandom(3_000_000), os.urandom(3_000_001)
+    await live.put([new(b"f", before)], creator=USER)
+    file, again = await live.open(b"f"), await live.open(b"f")
+    await live.put([new(b"f", after)], creator=USER)
+    assert file.node.size == len(before)
+    assert b"".join([piece async for piece in file.stream()]) == before
+    assert b"".join([piece async for piece in again.stream(2_000_000, 5)]) == before[2_000_000:2_000_005]
+    for opened in (file, again):
+        await opened.aclose()
+    for offset, length in ((0, 10), (5, None), (2_999_999, 10), (3_000_001, None), (9_000_000, 1), (7, 0)):
+        end = None if length is None else offset + length
+        assert await content(live, b"f", offset, length) == after[offset:end]
+    with (home.path / "workspace/f").open("r+b") as agents:
+        file = await live.open(b"f")
+        agents.truncate(10)
+        with pytest.raises(BusyError):
+            async for _ in file.stream():
+                pass
+        await file.aclose()
+
+
+async def test_a_directory_is_copied_whole_or_not_at_all_and_links_lead_nowhere(
+    home: Home, live: LiveTree, scratch: Path
+) -> None:
+    (scratch / "secret").write_text("secret")
+    work = home.path / "workspace/d"
+    work.mkdir()
+    (work / "big").write_bytes(os.urandom(9_000_000))
+    (work / "link").symlink_to(scratch / "secret")
+    (work / "script").touch(mode=0o750)
+    os.mkfifo(work / "fifo")
+    (home.path / "workspace/out").symlink_to(scratch)
+    await live.copy(b"d", b"e/copy", creator=Creator.SYSTEM)
+    copy = home.path / "workspace/e/copy"
+    assert (copy / "big").read_bytes() == (work / "big").read_bytes()
+    assert os.readlink(copy / "link") == str(scratch / "secret")
+    assert (copy / "script").stat().st_mode & 0o777 == 0o750
+    assert {node.name: node.type for node in await live.list(b"e/copy")} == {
+        b"big": "file",
+        b"fifo": "fifo",
+        b"link": "symlink",
+        b"script": "file",
+    }
+    for path in (b"out/secret", b"d/link"):
+        with pytest.raises(AgentfuseError):
+            await live.open(path)
+    with pytest.raises(WrongTypeError):
+        await live.put([new(b"out/x")], creator=USER)
+    with pytest.raises(WrongTypeError):
+        await live.copy(b"d/big", b"out/x", creator=USER)
+    assert os.listdir(scratch) == ["secret"]
+    usage = await live.usage()
+    control = AsyncHome(home.path)
+    await control.set_quota("workspace", bytes_quota=usage.bytes + 1_000_000)
+    with pytest.raises(QuotaExceededError):
+        await live.copy(b"d", b"too much", creator=USER)
+    await control.set_quota("workspace", bytes_quota=usage.bytes_quota)
+    assert (await live.usage()) == usage
+    assert os.listdir(home.tree / ".agentfuse" / "incoming") == []
+
+
+async def test_without_a_daemon_nothing_is_said_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTFUSE_RUNTIME_DIR", str(tmp_path / "run"))
+    tree = LiveTree(tmp_path, "workspace", trio.CapacityLimiter(1))
+    with pytest.raises(UnflushedError):
+        await tree.stat(b"a")
+    with pytest.raises(UnflushedError):
+        await tree.list(b"")
+    with pytest.raises(UnflushedError):
+        await tree.put([new(b"a")], creator=USER)
