@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 from uuid import NAMESPACE_OID, UUID, uuid5
 
@@ -26,9 +26,13 @@ MAX_FILES = 1_000_000
 
 OnHostLost = Literal["fail", "wait"]
 
+Starter = Literal["child", "systemd"]
+STARTERS: tuple[Starter, ...] = get_args(Starter)
+
 DEFAULT_LISTEN = Address("127.0.0.1", 8080)
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_UNIT = re.compile(r"[A-Za-z0-9:_.-]{1,200}@\.service")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MIN_KEY = 8
 
@@ -73,7 +77,10 @@ class Gateway:
     ``lease_s`` is taken for dead, and ``on_host_lost`` says what becomes of its executions. ``executes``:
     whether executions begin here.
     ``mounts``: the directory of the mountpoints of executions; None: beside the state directory.
-    ``max_restarts``: how often a daemon that died is followed by another.
+    ``max_restarts``: how often a daemon that died is followed by another. ``max_executions``: how many run
+    on this host at a time; None: any number. ``launcher``: the command that is run in a home, with
+    ``{home}``, ``{agent}`` and ``{execution}`` in it; ``launcher_grace_s``: how long it may take to end.
+    ``starter``: who starts daemons, this process or systemd with the template ``mount_unit``.
     """
 
     listen: Address = DEFAULT_LISTEN
@@ -89,6 +96,11 @@ class Gateway:
     private_key: Path | None = None
     mounts: Path | None = None
     max_restarts: int = 3
+    max_executions: int | None = None
+    launcher: tuple[str, ...] = ()
+    launcher_grace_s: float = 10.0
+    starter: Starter = "child"
+    mount_unit: str = "agentfuse-execution@.service"
 
     @property
     def scheme(self) -> str:
@@ -160,6 +172,29 @@ def advertise(value: object) -> str:
     if not url or urlsplit(url).path:
         raise ValueError(f'{shown(value)} is not such a URL; write it like "http://10.0.0.5:8080"')
     return url
+
+
+def launcher(value: object) -> tuple[str, ...]:
+    """A command and its arguments."""
+    words = value if isinstance(value, list) else []
+    if not words or not all(isinstance(word, str) and word and "\0" not in word for word in words):
+        raise ValueError(f'{shown(value)} is no command; write it like ["bwrap", "--bind", "{{home}}", "/x"]')
+    return tuple(words)
+
+
+def starter(value: object) -> Starter:
+    """Who starts daemons."""
+    for each in STARTERS:
+        if value == each:
+            return each
+    raise ValueError(f"{shown(value)} is not one of {', '.join(STARTERS)}")
+
+
+def mount_unit(value: object) -> str:
+    """The name of a template unit of systemd."""
+    if isinstance(value, str) and _UNIT.fullmatch(value):
+        return value
+    raise ValueError(f'{shown(value)} is no template unit; write it like "agentfuse-execution@.service"')
 
 
 def _sha256(value: object) -> str:

@@ -329,6 +329,11 @@ _GATEWAY: dict[str, tuple[Callable[[object], Any], str]] = {
     "executes": (yes_no, "executes"),
     "mounts": (lambda value: absolute_path(value, "/srv/agents"), "mounts"),
     "max_restarts": (_small_number, "max_restarts"),
+    "max_executions": (_small_number, "max_executions"),
+    "launcher": (admission.launcher, "launcher"),
+    "launcher_grace": (parse_duration, "launcher_grace_s"),
+    "starter": (admission.starter, "starter"),
+    "mount_unit": (admission.mount_unit, "mount_unit"),
 }
 _QUOTA: dict[str, tuple[Callable[[object], Any], str]] = {
     "bytes": (parse_size, "bytes"),

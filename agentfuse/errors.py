@@ -8,6 +8,7 @@
     ├─ EnvironmentProblem     EIO      500   69  the machine lacks something we need
     │  └─ MountError          EBUSY    409   73  the mountpoint cannot be used
     ├─ BusyError              EBUSY    409   75  somebody else holds it
+    │  └─ CapacityError       EBUSY    429   75  the host has no room for more now
     ├─ ExistsError            EEXIST   409   73  something has that name already
     ├─ ChangedError           EBUSY    412   75  a file is not what it was when it was read
     ├─ NotFoundError          ENOENT   404   66  no such mount, agent, snapshot
@@ -108,6 +109,12 @@ class BusyError(AgentfuseError):
     errno = errno.EBUSY
     http_status = 409
     exit_code = 75
+
+
+class CapacityError(BusyError):
+    """The host has as many executions as it may have."""
+
+    http_status = 429
 
 
 class ExistsError(AgentfuseError):

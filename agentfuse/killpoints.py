@@ -61,6 +61,16 @@ Step = Literal[
     "inbox.removed",
     "remove.begun",
     "remove.cleared",
+    "execution.noted",
+    "execution.claimed",
+    "execution.created",
+    "execution.mounted",
+    "execution.attached",
+    "execution.launched",
+    "execution.running",
+    "execution.ending",
+    "execution.flushed",
+    "execution.terminal",
 ]
 STEPS: tuple[Step, ...] = get_args(Step)
 VARIABLE = "AGENTFUSE_KILL_AT"

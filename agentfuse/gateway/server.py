@@ -115,6 +115,7 @@ async def _run(
         await hosts.begin(executions)
         await executions.adopt()
         nursery.start_soon(hosts.run, executions)
+        nursery.start_soon(executions.tidy)
         nursery.start_soon(_sweep, Staging(store), limits, metrics)
         host, port = listening.getsockname()[:2]
         http.bind = [f"fd://{listening.detach()}"]  # it is closed with the server

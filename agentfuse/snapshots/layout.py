@@ -87,6 +87,11 @@ def executions_prefix(agent: str) -> str:
     return f"{agent_prefix(agent)}executions/"
 
 
+def execution_prefix(agent: str, execution: str) -> str:
+    """What the keys of all that one execution of an agent kept start with."""
+    return f"{executions_prefix(agent)}{check_id('execution', execution)}/"
+
+
 def snapshots_region(key: str) -> str | None:
     """The place of the region that a snapshot's key is of, if it is one that an execution kept."""
     match = _KEPT.fullmatch(key)

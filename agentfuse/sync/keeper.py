@@ -33,6 +33,12 @@ UNDELIVERED_S = 7 * 24 * 3600.0
 """So long at least stays an ended home with events that a webhook, or a gateway, has not taken."""
 
 
+def is_removable(record: HomeRecord, *, keep_s: float) -> bool:
+    """Whether nothing needs a home here: all is in the store, and it has ended for ``keep_s``."""
+    keep_s = max(keep_s, UNDELIVERED_S if record.undelivered else 0)
+    return record.status == "clean" and (record.ended_at or 0) + keep_s <= now()
+
+
 class HomeKeeper:
     """Opens a home before the mount and flushes it after; what earlier runs left unfinished, too.
 
@@ -185,11 +191,11 @@ class HomeKeeper:
     def _remove_expired(self) -> None:
         for home in self._other_homes("clean"):
             with contextlib.suppress(AgentfuseError), held(home) as record:
-                if record is None or record.status != "clean":
+                if record is None:
                     continue
-                is_needed = record.undelivered or record.is_retained
-                keep_s = max(self.config.keep_ended_s, UNDELIVERED_S if is_needed else 0)
-                if (record.ended_at or 0) + keep_s < now():
+                # What a gateway retains it removes itself, if it is still there to do so.
+                keep_s = max(self.config.keep_ended_s, UNDELIVERED_S if record.is_retained else 0)
+                if is_removable(record, keep_s=keep_s):
                     remove_home(home)
 
     def _other_homes(self, status: Status) -> Iterator[Home]:

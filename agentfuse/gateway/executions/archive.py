@@ -1,4 +1,4 @@
-"""The events of executions that have ended: one object each, beside the record."""
+"""What stays of executions that have ended, beside their records: the events, one object each, and files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from agentfuse.events.log import EventLog
 from agentfuse.gateway.executions.record import Execution
 from agentfuse.home.tree import Home
 from agentfuse.objectstore.base import ObjectStore
+from agentfuse.snapshots.layout import execution_prefix
 
 _AT_ONCE = 5000
 
@@ -56,8 +57,10 @@ class Archive:
         except (OSError, EOFError, ValueError, msgspec.MsgspecError) as error:
             raise IntegrityError(f"the events of execution {execution.id} are damaged: {error}") from error
 
-    def remove(self, execution: Execution) -> None:
-        """Forget them."""
+    def purge(self, execution: Execution) -> None:
+        """Remove them, and all snapshots of what the execution kept."""
+        for found in list(self._store.list(execution_prefix(execution.agent, execution.id))):
+            self._store.delete(found.key)
         self._store.delete(_key(execution))
 
 

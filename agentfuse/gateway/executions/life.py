@@ -1,6 +1,6 @@
 """One execution on this host, from its record to its end: a row of steps, each of which may be done again.
 
-    queued -> starting: mount -> attach -> running, paused -> (ends_as) unmount, flush -> archive -> terminal
+    queued -> starting: mount -> attach -> launch -> running, paused -> (ends_as) unmount, flush -> terminal
 
 Where it is follows from the record and from what is on this host, so a gateway that was killed at any moment
 goes on with the next step after its restart.
@@ -21,18 +21,21 @@ from agentfuse.errors import AgentfuseError, BusyError, EnvironmentProblem, Stor
 from agentfuse.gateway.executions.archive import Archive
 from agentfuse.gateway.executions.attachments import Attachments
 from agentfuse.gateway.executions.journal import Journal, Note
+from agentfuse.gateway.executions.launcher import Exit, Launchers
 from agentfuse.gateway.executions.mounts import Mounts
 from agentfuse.gateway.executions.record import Execution, Status
 from agentfuse.gateway.executions.records import Records
+from agentfuse.gateway.executions.room import Room
+from agentfuse.gateway.executions.whereabouts import Hints
 from agentfuse.home.tree import now
+from agentfuse.killpoints import passing
 
 _LOG = logging.getLogger(__name__)
 
 Phase = Literal["waiting", "starting", "live", "ending", "ended"]
 """Where its files are: nowhere yet, in a mounted home (``live``), on their way to the store, in the store."""
 
-_RETRY_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-_MOST_RETRY_S = 30.0
+_RETRY_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,10 @@ class Means:
     another."""
 
     records: Records
+    hints: Hints
+    room: Room
     mounts: Mounts
+    launchers: Launchers
     journal: Journal
     attachments: Attachments
     archive: Archive
@@ -57,10 +63,11 @@ class Life:
         self.phase: Phase = "waiting"
         self.trouble = ""
         self.ended = trio.Event()
-        self._is_done = False
         self._means = means
+        self._is_done = False
         self._changed = trio.Event()
         self._told_to_end = trio.Event()
+        self._pausing = trio.Lock()
 
     @property
     def id(self) -> str:
@@ -84,17 +91,20 @@ class Life:
             self._told_to_end.set()
         return self.record
 
-    async def end_as(self, status: Status, reason: str = "", result: dict[str, object] | None = None) -> None:
+    async def end_as(self, status: Status, reason: str = "") -> None:
         """Have it end so, unless it ends already."""
 
         def ending(record: Execution) -> Execution:
-            if record.ends_as is not None or record.status.is_terminal:
+            if record.ends_as is not None:
                 return record
-            return msgspec.structs.replace(
-                record, ends_as=status, reason=reason, result=record.result if result is None else result
-            )
+            return msgspec.structs.replace(record, ends_as=status, reason=reason)
 
         await self.change(ending)
+
+    async def obey(self) -> None:
+        """Have what runs in the home stop, or go on, as the record says."""
+        async with self._pausing:
+            await self._means.launchers.pause(self.id, paused=self.record.status is Status.PAUSED)
 
     async def run(self) -> None:
         """Live it. Returns when the record is terminal, and nothing of it is only here.
@@ -105,37 +115,53 @@ class Life:
         while not self._is_done:
             try:
                 await self._live()
-            except Exception as error:  # noqa: BLE001  # told below; the gateway lives on
-                known = isinstance(error, AgentfuseError)
-                self.trouble = str(error) if known else f"unexpected {type(error).__name__}"
-                wait_s = _RETRY_S[failures] if failures < len(_RETRY_S) else _MOST_RETRY_S
-                if known:
-                    _LOG.warning("execution %s: %s; trying again in %g s", self.id, error, wait_s)
-                else:
-                    _LOG.exception("execution %s: unexpected error; trying again in %g s", self.id, wait_s)
+            except Exception as error:  # noqa: BLE001  # told here; the gateway lives on
+                wait_s = _RETRY_S[min(failures, len(_RETRY_S) - 1)]
                 failures += 1
+                self._tell(error, wait_s)
                 await trio.sleep(wait_s)
         self.trouble = ""
         self._enter("ended")
         self.ended.set()
 
+    def _tell(self, error: Exception, wait_s: float) -> None:
+        if isinstance(error, AgentfuseError):
+            self.trouble = str(error)
+            _LOG.warning("execution %s: %s; trying again in %g s", self.id, error, wait_s)
+        else:
+            self.trouble = f"unexpected {type(error).__name__}"
+            _LOG.error("execution %s: trying again in %g s", self.id, wait_s, exc_info=error)
+
     async def _live(self) -> None:
+        if self.record.ends_as is not None:
+            self._told_to_end.set()
+        elif self.record.status is Status.QUEUED:
+            if await self._has_room():
+                await self.change(_starting)
         if self.record.ends_as is None:
             await self._run_home()
         await self._finish()
 
     async def _run_home(self) -> None:
         """Until the end has begun."""
+        launchers = self._means.launchers
         while self.record.ends_as is None:
             if not await self._mount():
                 return
             if not self.record.is_attached and not await self._attach():
                 return
+            if launchers.is_wanted(self.id):
+                await launchers.start(self.record, self._means.mounts.path(self.id))
+                passing("execution.launched")
             if self.record.status is Status.STARTING:
                 await self.change(_running)
+                passing("execution.running")
             self._enter("live")
             self.trouble = ""
-            await self._watch()
+            await self.obey()
+            found = await self._broken()
+            if found is not None:
+                await self.end_as(Status.FAILED if found.code != 0 else Status.COMPLETED, str(found))
 
     async def _mount(self) -> bool:
         """Have the home mounted; False when the execution ends instead."""
@@ -159,6 +185,7 @@ class Life:
                 if await self._told_within(wait_s):
                     return False
             else:
+                passing("execution.mounted")
                 return True
         raise AssertionError
 
@@ -181,41 +208,68 @@ class Life:
             raise
         except AgentfuseError as error:
             if not self._means.mounts.is_served(self.id):
-                return True  # its daemon died: seen to by who watches it
+                raise  # its daemon died, which is seen to when all is tried again
             await self.end_as(Status.FAILED, f"its files cannot be attached: {error}")
             return False
+        passing("execution.attached")
         await self.change(lambda record: msgspec.structs.replace(record, is_attached=True))
         await attachments.consume(self.record)
         return self.record.ends_as is None
 
-    async def _watch(self) -> None:
-        """Until the daemon is no more, or the end has begun."""
+    async def _broken(self) -> Exit | None:
+        """Until the end has begun, the daemon is no more, or the launcher has ended: how that ended."""
+        found: list[Exit] = []
         async with trio.open_nursery() as nursery:
 
             async def until_unmounted() -> None:
                 await self._means.mounts.ended(self.id)
                 nursery.cancel_scope.cancel()
 
+            async def until_launched() -> None:
+                found.append(await self._means.launchers.ended(self.id))
+                nursery.cancel_scope.cancel()
+
             nursery.start_soon(until_unmounted)
+            if self._means.launchers.is_wanted(self.id):
+                nursery.start_soon(until_launched)
             await self._told_to_end.wait()
             nursery.cancel_scope.cancel()
+        return found[0] if found else None
 
     async def _finish(self) -> None:
         """Bring everything into the store, then say so."""
         self._enter("ending")
         means = self._means
+        await means.launchers.stop(self.id)
+        passing("execution.ending")
         await means.mounts.end(self.id)
+        passing("execution.flushed")
         await trio.to_thread.run_sync(means.archive.keep, self.record, limiter=means.limiter)
         await self.change(_terminal)
+        passing("execution.terminal")
         await trio.to_thread.run_sync(self._leave, limiter=means.limiter)
         self._is_done = True
 
     def _leave(self) -> None:
-        self._means.mounts.remove(self.id)
         record = self.record
+        self._means.hints.remove(record)
+        self._means.mounts.remove(self.id)
         self._means.journal.write(
             Note(id=record.id, organization=record.organization, agent=record.agent, ended_at=now())
         )
+
+    async def _has_room(self) -> bool:
+        """Wait for its turn; False when the end has begun before."""
+        async with trio.open_nursery() as nursery:
+
+            async def until_told() -> None:
+                await self._told_to_end.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_told)
+            await self._means.room.wait(self.id, self.record.created_at)
+            nursery.cancel_scope.cancel()
+        return not self._told_to_end.is_set()
 
     async def _told_within(self, seconds: float) -> bool:
         with trio.move_on_after(seconds):
@@ -229,10 +283,14 @@ class Life:
             self._changed = trio.Event()
 
 
+def _starting(record: Execution) -> Execution:
+    is_next = record.status is Status.QUEUED and record.ends_as is None
+    return record.with_status(Status.STARTING) if is_next else record
+
+
 def _running(record: Execution) -> Execution:
-    if record.status is not Status.STARTING:
-        return record
-    return record.with_status(Status.RUNNING)
+    is_next = record.status is Status.STARTING and record.ends_as is None
+    return record.with_status(Status.RUNNING) if is_next else record
 
 
 def _terminal(record: Execution) -> Execution:

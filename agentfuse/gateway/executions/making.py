@@ -15,12 +15,16 @@ from agentfuse.gateway.agents import Agents
 from agentfuse.gateway.executions.archive import Archive
 from agentfuse.gateway.executions.attachments import REGION, Attachments
 from agentfuse.gateway.executions.journal import Journal
+from agentfuse.gateway.executions.launcher import Launchers
 from agentfuse.gateway.executions.life import Means
 from agentfuse.gateway.executions.mounts import Mounts
 from agentfuse.gateway.executions.records import Records
+from agentfuse.gateway.executions.room import Room
 from agentfuse.gateway.executions.service import Executions
-from agentfuse.gateway.executions.starters import Child
+from agentfuse.gateway.executions.starters import Child, Starter, Systemd
+from agentfuse.gateway.executions.whereabouts import Hints
 from agentfuse.gateway.hosts.cluster import Hosts
+from agentfuse.gateway.hosts.lease import LEASE_FILE
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.livetree import LiveTree
 from agentfuse.gateway.staging import Staging
@@ -47,16 +51,26 @@ def make_executions(
     def tree_of(tenant: str) -> StoredTree:
         return trees.get(tenant_owner(tenant), TENANT_FILES, settings.quota_of(tenant))
 
+    journal = Journal(config.state)
     means = Means(
         records=Records(store),
+        hints=Hints(store),
+        room=Room(settings.max_executions),
         mounts=Mounts(
             config,
             settings.mounts or config.state.with_name(f"{config.state.name}-mounts"),
             registry=open_registry(os.environ),
-            starter=Child(config, config_file, os.environ),
+            starter=_starter(config, config_file, journal),
             limiter=limits.lives,
         ),
-        journal=Journal(config.state),
+        launchers=Launchers(
+            settings.launcher,
+            journal=journal,
+            lease=config.state / "gateway" / LEASE_FILE,
+            grace_s=settings.launcher_grace_s,
+            limiter=limits.lives,
+        ),
+        journal=journal,
         attachments=Attachments(
             Staging(store), tree_of, Quota(uploads.bytes_quota, uploads.files_quota), limits
         ),
@@ -71,6 +85,13 @@ def make_executions(
         agents=Agents(store, has_others=len(organizations) > 1),
         trees=trees,
         regions=config.regions,
+        keep_ended_s=config.keep_ended_s,
         live_tree=partial(LiveTree, limiter=limits.uploads),
         nursery=nursery,
     )
+
+
+def _starter(config: Config, config_file: Path | None, journal: Journal) -> Starter:
+    if config.gateway.starter == "systemd":
+        return Systemd(config, config_file, config.gateway.mount_unit, journal)
+    return Child(config, config_file, os.environ)

@@ -25,6 +25,7 @@ from agentfuse.errors import AgentfuseError, BusyError, EnvironmentProblem, NotF
 from agentfuse.gateway.executions.starters import Starter, Wanted
 from agentfuse.home.tree import Home, remove_home
 from agentfuse.progress import Progress
+from agentfuse.sync.keeper import is_removable
 from agentfuse.sync.recovery import finish, held
 
 _LOG = logging.getLogger(__name__)
@@ -122,14 +123,16 @@ class Mounts:
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(self.path(execution))
 
-    def remove_home(self, execution: str) -> None:
-        """Remove an ended home from this host. Raises ``BusyError`` when it is in use."""
+    def remove_home(self, execution: str) -> bool:
+        """Remove an ended home from this host, unless it is still needed here; whether it is gone."""
         home = Home(self._config.state, execution)
         if not home.path.is_dir():
-            return
+            return True
         with held(home) as record:
-            if record is None or record.status == "clean":
-                remove_home(home)
+            if record is not None and not is_removable(record, keep_s=0):
+                return False
+            remove_home(home)
+        return True
 
     def _found(self, execution: str) -> PublishedMount | None:
         try:

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import trio
 
 from agentfuse.admission import ApiKey, Quota
 from agentfuse.client import AsyncHome, Event
-from agentfuse.errors import BusyError, NotFoundError, StoreError, UsageError
+from agentfuse.errors import AgentfuseError, BusyError, CapacityError, NotFoundError, StoreError, UsageError
 from agentfuse.gateway.agents import Agents
 from agentfuse.gateway.executions.archive import MOST_EVENTS
 from agentfuse.gateway.executions.journal import Note
@@ -28,6 +28,7 @@ from agentfuse.gateway.executions.trees import ExecutionTree
 from agentfuse.gateway.filetree import FileTree
 from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.gateway.trees import Trees
+from agentfuse.killpoints import passing
 from agentfuse.regions import LOOSE, Region, Scope
 from agentfuse.snapshots.layout import execution_region
 
@@ -38,6 +39,8 @@ PATIENCE_S = 20.0
 """How long a request for a file waits for a home that is just being mounted or brought into the store."""
 
 _LOOK_S = 0.5
+_ADOPT_AGAIN_S = 1.0
+_TIDY_S = (1.0, 300.0)
 _MAX_MESSAGES = 1000
 
 
@@ -58,9 +61,9 @@ class ExecuteBody:
 class Executions:
     """All executions, as an organization sees them. What is not its own is a ``NotFoundError``.
 
-    ``hosts``: whose they are; ``regions``: those of homes; ``live_tree``: the tree of a region of a mounted
-    home. Lives run in ``nursery``; cancelling them leaves mounts as they are. Every method raises
-    ``StoreError`` when the store failed.
+    ``hosts``: whose they are; ``regions``: those of homes; ``keep_ended_s``: how long an ended one leaves
+    something on this host; ``live_tree``: the tree of a region of a mounted home. Lives run in ``nursery``;
+    cancelling them leaves mounts as they are. Every method raises ``StoreError`` when the store failed.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Executions:
         agents: Agents,
         trees: Trees,
         regions: Sequence[Region],
+        keep_ended_s: float,
         live_tree: Callable[[Path, str], FileTree],
         nursery: trio.Nursery,
     ) -> None:
@@ -81,6 +85,7 @@ class Executions:
         self._regions = {region.name: region for region in regions}
         self._live_tree = live_tree
         self._nursery = nursery
+        self._keep_ended_s = keep_ended_s
         self._lives: dict[str, Life] = {}
 
     # -- what this host has
@@ -93,25 +98,31 @@ class Executions:
         """Take over what this host had begun in an earlier epoch."""
         for life in list(self._lives.values()):
             await self._renew(life)
-        for note in await self._in_thread(lambda: list(self._means.journal.notes())):
-            if note.ended_at is None and note.id not in self._lives:
-                self._nursery.start_soon(self._adopt, note)
+        self._means.launchers.unfence()
+        async with trio.open_nursery() as nursery:
+            for note in await self._in_thread(lambda: list(self._means.journal.notes())):
+                if note.ended_at is None and note.id not in self._lives:
+                    nursery.start_soon(self._adopt, note)
 
     async def _adopt(self, note: Note) -> None:
-        while True:
-            try:
-                record = await self._in_thread(self._means.records.read, note.organization, note.id)
-            except NotFoundError:  # the gateway was killed before it came to be
-                await self._means.attachments.release(note.organization, note.id, note.staged)
-                await self._in_thread(self._means.journal.forget, note.id)
-                return
-            except StoreError as error:
-                _LOG.warning("execution %s cannot be adopted yet: %s", note.id, error)
-                await trio.sleep(_LOOK_S)
-            else:
-                break
-        if record.host == self._hosts.id:
-            await self._live(record, is_adopted=True)
+        means = self._means
+        try:
+            record = await self._in_thread(means.records.read, note.organization, note.id)
+        except NotFoundError:  # it did not come to be
+            await means.attachments.release(note.organization, note.id, note.staged)
+            await self._in_thread(means.journal.forget, note.id)
+        except StoreError as error:
+            _LOG.warning("execution %s cannot be adopted yet: %s", note.id, error)
+            self._nursery.start_soon(self._adopt_later, note)
+        else:
+            if record.status is not Status.QUEUED:
+                means.room.hold(record.id)
+            self._nursery.start_soon(partial(self._live, record, is_adopted=True))
+
+    async def _adopt_later(self, note: Note) -> None:
+        await trio.sleep(_ADOPT_AGAIN_S)
+        if note.id not in self._lives:
+            await self._adopt(note)
 
     async def _live(self, record: Execution, *, is_adopted: bool = False) -> None:
         life = self._lives[record.id] = Life(record, self._means)
@@ -121,6 +132,7 @@ class Executions:
             await life.run()
         finally:
             del self._lives[record.id]
+            self._means.room.leave(record.id)
 
     async def _renew(self, life: Life) -> None:
         """Have the record say that it is ours in this epoch, unless it is terminal already."""
@@ -134,12 +146,29 @@ class Executions:
                 await life.change(renewed)
             except StoreError as error:
                 _LOG.warning("execution %s cannot be adopted yet: %s", life.id, error)
-                await trio.sleep(_LOOK_S)
+                await trio.sleep(_ADOPT_AGAIN_S)
             else:
                 return
 
     async def fence(self) -> None:
-        """This host may own nothing until :meth:`adopt`: what was begun to run ends."""
+        """This host may own nothing until :meth:`adopt`: no launcher runs when this returns."""
+        await self._means.launchers.fence(list(self._lives))
+
+    async def tidy(self) -> None:
+        """Remove from this host, for ever and ever, what ended as long ago as is configured."""
+        while True:
+            try:
+                for note in await self._in_thread(lambda: list(self._means.journal.notes())):
+                    if note.ended_at is not None and note.ended_at + self._keep_ended_s <= time.time():
+                        await self._in_thread(self._remove_ended, note)
+            except AgentfuseError as error:
+                _LOG.warning("ended executions were not removed from this host: %s", error)
+            await trio.sleep(max(_TIDY_S[0], min(self._keep_ended_s, _TIDY_S[1])))
+
+    def _remove_ended(self, note: Note) -> None:
+        self._means.mounts.remove(note.id)
+        if self._means.mounts.remove_home(note.id):
+            self._means.journal.forget(note.id)
 
     # -- what routes ask for
 
@@ -151,12 +180,26 @@ class Executions:
         """
         self._hosts.check_owning()
         await self._in_thread(self._agents.claim, key.organization, agent)
+        return await self._begin(key, agent, body)
+
+    async def _begin(
+        self, key: ApiKey, agent: str, body: ExecuteBody, *, parent: str | None = None
+    ) -> Execution:
+        """Make a record, and have it lived, whether or not the client stays."""
         staged, files = await self._means.attachments.check(
             key.organization, key.tenant, body.staged, body.files
         )
-        at = time.time()
+        at, execution = time.time(), str(uuid.uuid4())
+        status = Status.STARTING
+        if not self._means.room.take(execution):
+            if not body.queues:
+                raise CapacityError(
+                    "the host has as many executions as it may have",
+                    hint="ask again when one has ended, or have it queued",
+                )
+            status = Status.QUEUED
         record = Execution(
-            id=str(uuid.uuid4()),
+            id=execution,
             organization=key.organization,
             agent=agent,
             tenant=key.tenant,
@@ -164,34 +207,43 @@ class Executions:
             host=self._hosts.id,
             epoch=self._hosts.epoch,
             created_at=at,
-            status=Status.STARTING,
+            status=status,
             inputs=dict(body.inputs),
             metadata=dict(body.metadata),
             options=dict(body.options),
             profile=body.profile,
             staged=staged,
             files=files,
-        ).with_status(Status.STARTING, at=at)
-        return await self._begin(record)
-
-    async def _begin(self, record: Execution) -> Execution:
-        """Make a record, and have it lived, whether or not the client stays."""
-        means, ids = self._means, [each.id for each in record.staged]
-        note = Note(id=record.id, organization=record.organization, agent=record.agent, staged=ids)
+            parent=parent,
+        ).with_status(status, at=at)
         with trio.CancelScope(shield=True):
-            await self._in_thread(means.journal.write, note)
             try:
-                await means.attachments.claim(record.organization, record.id, record.staged)
-                await self._in_thread(means.records.create, record)
-            except Exception as error:
-                if isinstance(error, StoreError):
-                    # Whether the record came to be is unknown: the one who adopts finds out.
-                    self._nursery.start_soon(self._adopt, note)
-                else:
-                    await self._in_thread(means.journal.forget, record.id)
+                await self._create(record)
+            except BaseException:
+                self._means.room.leave(execution)
                 raise
             self._nursery.start_soon(self._live, record)
         return record
+
+    async def _create(self, record: Execution) -> None:
+        """Note it, claim what it begins with, and make its record; or leave nothing of it."""
+        means, ids = self._means, [each.id for each in record.staged]
+        note = Note(id=record.id, organization=record.organization, agent=record.agent, staged=ids)
+        await self._in_thread(means.journal.write, note)
+        passing("execution.noted")
+        try:
+            await means.attachments.claim(record.organization, record.id, record.staged)
+            passing("execution.claimed")
+            await self._in_thread(means.hints.put, record)
+            await self._in_thread(means.records.create, record)
+            passing("execution.created")
+        except StoreError:
+            # Whether the record came to be is unknown: who adopts it finds out.
+            self._nursery.start_soon(self._adopt, note)
+            raise
+        except AgentfuseError:
+            await self._in_thread(means.journal.forget, record.id)
+            raise
 
     async def get(self, organization: str, execution: str) -> Execution:
         """An execution. Raises ``NotFoundError``."""
@@ -224,7 +276,11 @@ class Executions:
         """
         await self.get(organization, execution)
         change = partial(_changed, status=status, reason=reason, result=result)
-        return await self._change(organization, execution, change)
+        record = await self._change(organization, execution, change)
+        life = self._lives.get(record.id)
+        if life is not None:
+            await life.obey()
+        return record
 
     async def wait(self, organization: str, execution: str, timeout_s: float) -> Execution:
         """An execution when it is terminal, or when the time is over."""
@@ -250,24 +306,14 @@ class Executions:
         """Begin another execution like this one, without the files that were staged for it."""
         self._hosts.check_owning()
         parent = await self.get(key.organization, execution)
-        at = time.time()
-        record = Execution(
-            id=str(uuid.uuid4()),
-            organization=parent.organization,
-            agent=parent.agent,
-            tenant=key.tenant,
-            user=key.id,
-            host=self._hosts.id,
-            epoch=self._hosts.epoch,
-            created_at=at,
-            status=Status.STARTING,
-            inputs=parent.inputs if inputs is None else dict(inputs),
+        body = ExecuteBody(
+            inputs=parent.inputs if inputs is None else inputs,
+            files=parent.files,
             metadata=parent.metadata,
             options=parent.options,
             profile=parent.profile if profile is None else profile,
-            parent=parent.id,
-        ).with_status(Status.STARTING, at=at)
-        begun = await self._begin(record)
+        )
+        begun = await self._begin(key, parent.agent, body, parent=parent.id)
         await self._change(parent.organization, parent.id, _rerun)
         return begun
 
@@ -280,6 +326,21 @@ class Executions:
             return msgspec.structs.replace(record, deleted_at=record.deleted_at or time.time())
 
         await self._change(organization, execution, deleted)
+
+    async def purge(self, organization: str, execution: str) -> None:
+        """Have its files gone, for good. Raises ``BusyError`` unless it is terminal.
+
+        Their contents go with the next collection (``agentfuse gc``), if nothing else needs them.
+        """
+        await self.get(organization, execution)
+
+        def purged(record: Execution) -> Execution:
+            _require_ended(record)
+            return msgspec.structs.replace(record, purged_at=record.purged_at or time.time())
+
+        record = await self._change(organization, execution, purged)
+        await self._in_thread(self._means.archive.purge, record)
+        await self._in_thread(self._means.mounts.remove_home, record.id)
 
     async def add_message(self, organization: str, execution: str, text: str, user: str) -> Execution:
         """Note what a user tells the agent. Raises ``BusyError`` when it has ended."""
@@ -323,9 +384,14 @@ class Executions:
         return self._trees.get(agent, region, Quota(found.bytes_quota, found.files_quota))
 
     async def home_of(self, organization: str, agent: str) -> Execution | None:
-        """The newest execution of an agent that has a home, or is about to have one."""
+        """The newest execution of an agent that has a home, or is about to have one, on whatever host."""
         live = [life.record for life in self._lives.values() if not life.ended.is_set()]
         mine = [each for each in live if (each.organization, each.agent) == (organization, agent)]
+        if not mine and self._hosts.proofs is not None:
+            for execution in await self._in_thread(self._means.hints.of, agent):
+                with suppress(NotFoundError):
+                    record = await self._in_thread(self._means.records.read, organization, execution)
+                    mine += [] if record.status.is_terminal else [record]
         return max(mine, key=lambda each: each.created_at, default=None)
 
     # -- in between
@@ -334,12 +400,18 @@ class Executions:
         life = self._lives.get(execution.id)
         if life is not None and await self._settled(life) == "live":
             return self._live_tree(self._means.mounts.path(execution.id), region)
+        if life is None and not execution.status.is_terminal:
+            execution = await self.get(execution.organization, execution.id)
+            if not execution.status.is_terminal:
+                raise BusyError("the execution is not this host's, or not yet", hint="ask again")
         if changes:
             raise UsageError("the execution has ended", hint="begin another one")
         found = self._regions[region]
         if region == LOOSE:
             raise NotFoundError("what lay loose in a home is not kept")
-        place = region if found.scope is Scope.AGENT else execution_region(execution.id, region)
+        # Of one that was purged, what somebody remembers of its snapshots is not asked for: there are none.
+        name = region if execution.purged_at is None else f"{region}.purged"
+        place = region if found.scope is Scope.AGENT else execution_region(execution.id, name)
         return self._trees.get(execution.agent, place, Quota(found.bytes_quota, found.files_quota))
 
     async def _settled(self, life: Life) -> Phase:

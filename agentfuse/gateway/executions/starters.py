@@ -14,6 +14,8 @@ import trio
 
 from agentfuse.config import Config
 from agentfuse.errors import EnvironmentProblem
+from agentfuse.gateway.executions.journal import Journal
+from agentfuse.home.tree import write_durably
 
 _SAID_BYTES = 2000
 
@@ -58,3 +60,48 @@ class Child:
         if done.returncode:
             said = done.stderr[-_SAID_BYTES:].decode(errors="replace").strip()
             raise EnvironmentProblem(f"the home cannot be mounted: {said or f'exit code {done.returncode}'}")
+
+
+class Systemd:
+    """Starts daemons as instances of a template unit, which are systemd's from then on.
+
+    ``unit`` is its name, like ``agentfuse-execution@.service``; the instance is the execution's id. What the
+    unit needs to know is in ``STATE/gateway/executions/<id>/mount.env``.
+    """
+
+    def __init__(self, config: Config, config_file: Path | None, unit: str, journal: Journal) -> None:
+        self._config = config
+        self._config_file = config_file
+        self._unit = unit
+        self._journal = journal
+
+    async def start(self, wanted: Wanted) -> None:
+        values = {
+            "MOUNTPOINT": str(wanted.mountpoint),
+            "AGENT": wanted.agent,
+            "AGENTFUSE_STORE": self._config.store,
+            "AGENTFUSE_STATE": str(self._config.state),
+        }
+        if self._config_file is not None:
+            values["AGENTFUSE_CONFIG"] = str(self._config_file.absolute())
+        lines = [f"{name}={_quoted(value)}\n" for name, value in values.items()]
+        write_durably(self._journal.directory(wanted.execution) / "mount.env", "".join(lines).encode())
+        unit = self._unit.replace("@", f"@{wanted.execution}")
+        try:
+            done = await trio.run_process(
+                ["systemctl", "start", unit],
+                stdin=subprocess.DEVNULL,
+                capture_stderr=True,
+                check=False,
+            )
+        except OSError as error:
+            raise EnvironmentProblem(f"systemctl cannot be run: {error.strerror}") from error
+        if done.returncode:
+            said = done.stderr[-_SAID_BYTES:].decode(errors="replace").strip()
+            raise EnvironmentProblem(f"{unit} cannot be started: {said}", hint=f"journalctl -u {unit}")
+
+
+def _quoted(value: str) -> str:
+    """As systemd reads it in an EnvironmentFile."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("`", "\\`")
+    return f'"{escaped}"'
