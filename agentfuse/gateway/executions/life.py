@@ -135,9 +135,8 @@ class Life:
     async def _live(self) -> None:
         if self.record.ends_as is not None:
             self._told_to_end.set()
-        elif self.record.status is Status.QUEUED:
-            if await self._has_room():
-                await self.change(_starting)
+        elif self.record.status is Status.QUEUED and await self._has_room():
+            await self.change(_starting)
         if self.record.ends_as is None:
             await self._run_home()
         await self._finish()

@@ -146,7 +146,7 @@ class Supervisor:
                 os.unlink("paused")
 
     def _lease(self) -> float:
-        """When this host's lease ends, by the clock that counts since the boot; never, where there is none."""
+        """When this host's lease ends, in seconds since the boot; never, where there is none."""
         try:
             with open(self._launch["lease"], encoding="ascii") as file:
                 return float(file.read())
