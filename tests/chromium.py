@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -173,16 +174,25 @@ class Tab:
         return [str(each["entry"]) for each in logged] + [str(each) for each in thrown]
 
 
+def _pipe() -> tuple[int, int]:
+    """A pipe whose descriptors are none of those that the browser expects."""
+    ends = os.pipe()
+    high = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    return high[0], high[1]
+
+
 @contextmanager
-def running(profile: Path, downloads: Path) -> Iterator[Chromium]:
-    """A browser with a new profile in ``profile``, ended at the end."""
+def running(profile: Path, downloads: Path, *, shows_pdf: bool = False) -> Iterator[Chromium]:
+    """A browser with a new profile in ``profile``, ended at the end; unless it ``shows_pdf`` it saves them."""
     (profile / "Default").mkdir(parents=True)
     preferences = {
         "download": {"default_directory": str(downloads), "prompt_for_download": False},
-        "plugins": {"always_open_pdf_externally": True},
+        "plugins": {"always_open_pdf_externally": not shows_pdf},
     }
     (profile / "Default" / "Preferences").write_text(json.dumps(preferences))
-    commands, answers = os.pipe(), os.pipe()
+    commands, answers = _pipe(), _pipe()
     switches = [
         "--headless=new", "--no-sandbox", "--remote-debugging-pipe", f"--user-data-dir={profile}",
         "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TypedDict
 
+import trio
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
@@ -38,6 +39,7 @@ from agentfuse.gateway.staging import Staging
 from agentfuse.gateway.storedtree import StoredTree
 from agentfuse.gateway.trees import Trees
 from agentfuse.gateway.ui import routes as page_routes
+from agentfuse.gateway.ui.executions import ExecutionPages
 from agentfuse.gateway.ui.memory import MemoryPages
 from agentfuse.gateway.ui.sessions import Sessions
 from agentfuse.objectstore.base import ObjectStore
@@ -53,7 +55,8 @@ Asteroid routes take a key in `X-Api-Key` or `X-Asteroid-Agents-Api-Key`, the ot
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the application is made of. ``spool`` is a directory for bodies of requests on their way."""
+    """What the application is made of. ``spool`` is a directory for bodies of requests on their way;
+    ``closing`` is set when no request may go on for long any more."""
 
     settings: Gateway
     regions: Sequence[Region]
@@ -65,6 +68,7 @@ class Parts:
     metrics: metrics.Metrics
     spool: Path
     hosts: Hosts
+    closing: trio.Event
 
 
 class _Bodies(TypedDict):
@@ -103,14 +107,23 @@ def build(parts: Parts) -> FastAPI:
     tenant = key_dependency(keyring, "tenant-files", TENANT_HEADERS)
     app.include_router(tenant_files.router(tenant, tenant_files.TenantFiles(tree_of, **bodies)))
     app.include_router(shinzo.router(key_dependency(keyring, "shinzo", SHINZO_HEADERS), _desk(parts)))
-    sessions = Sessions(parts.links.secret, keyring, is_https=settings.public_url.startswith("https://"))
-    agents = Agents(parts.store, has_others=len({key.organization for key in settings.keys}) > 1)
-    app.include_router(page_routes.router(sessions, MemoryPages(parts.store, agents, parts.limits)))
+    app.include_router(_page(parts, keyring, bodies))
     app.include_router(_links(parts))
     app.include_router(health.router(health.Readiness(parts.store, parts.hosts)))
     app.include_router(metrics.router(parts.metrics))
     _add_docs(app)
     return app
+
+
+def _page(parts: Parts, keyring: Keyring, bodies: _Bodies) -> APIRouter:
+    settings = parts.settings
+    sessions = Sessions(parts.links.secret, keyring, is_https=settings.public_url.startswith("https://"))
+    agents = Agents(parts.store, has_others=len({key.organization for key in settings.keys}) > 1)
+    memories = MemoryPages(parts.store, agents, parts.limits)
+    executions = ExecutionPages(
+        parts.executions, parts.regions, host=parts.hosts.id, closing=parts.closing, **bodies
+    )
+    return page_routes.router(sessions, memories, executions, parts.hosts)
 
 
 def _links(parts: Parts) -> APIRouter:

@@ -93,7 +93,7 @@ async def _run(
     listening: socket.socket,
     on_ready: OnReady,
 ) -> None:
-    limits, metrics = Limits(), Metrics()
+    limits, metrics, closing = Limits(), Metrics(), trio.Event()
     async with trio.open_nursery() as nursery:
         committer = f"gateway-{secrets.token_hex(8)}"
         trees = Trees(store, committer=committer, nursery=nursery, limits=limits)
@@ -111,6 +111,7 @@ async def _run(
             metrics=metrics,
             spool=spool,
             hosts=hosts,
+            closing=closing,
         )
         await hosts.begin(executions)
         await executions.adopt()
@@ -123,6 +124,7 @@ async def _run(
 
             async def until_told() -> None:
                 await anext(signals)
+                closing.set()
                 nursery.start_soon(_cut_off, config.gateway.grace_s)
 
             await nursery.start(_serve_http, parts, http, until_told, nursery.cancel_scope)

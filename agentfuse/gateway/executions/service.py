@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +25,7 @@ from agentfuse.gateway.executions.journal import Note
 from agentfuse.gateway.executions.life import Life, Means, Phase
 from agentfuse.gateway.executions.record import Execution, Message, Status
 from agentfuse.gateway.executions.trees import ExecutionTree
-from agentfuse.gateway.filetree import FileTree
+from agentfuse.gateway.filetree import FileTree, Usage
 from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.gateway.trees import Trees
 from agentfuse.killpoints import passing
@@ -366,6 +366,34 @@ class Executions:
             async for event in events:
                 found.append(event)
         return [*found]
+
+    async def follow(self, execution: Execution, since: int) -> AsyncGenerator[Event, None]:
+        """Events numbered higher than ``since``, and those to come until its home is unmounted.
+
+        To stop early, leave the iteration within ``contextlib.aclosing``. Raises as ``AsyncHome.events``.
+        """
+        life = self._lives.get(execution.id)
+        if life is None or await self._settled(life) == "ended":
+            for event in await self._in_thread(self._means.archive.read, execution):
+                if event.seq > since:
+                    yield event
+            return
+        home = AsyncHome(self._means.mounts.path(execution.id))
+        async with aclosing(home.events(since=since, follow=True)) as events:
+            async for event in events:
+                yield event
+
+    async def usage(self, execution: Execution) -> Mapping[str, Usage]:
+        """What each region of its home holds, once it has ended of those that are kept."""
+        life = self._lives.get(execution.id)
+        if life is not None and await self._settled(life) == "live":
+            regions = await AsyncHome(self._means.mounts.path(execution.id)).regions()
+            return {
+                each.name: Usage(each.bytes_used, each.files_used, each.bytes_quota, each.files_quota)
+                for each in regions
+            }
+        kept = [name for name in self._regions if name != LOOSE]
+        return {name: await self.tree(execution, name).usage() for name in kept}
 
     def tree(self, execution: Execution, region: str) -> FileTree:
         """The files of a region. Raises ``NotFoundError`` for a region that homes do not have."""

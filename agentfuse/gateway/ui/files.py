@@ -7,6 +7,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 from urllib.parse import quote
 
@@ -21,6 +22,8 @@ from agentfuse.snapshots.entries import Kind
 
 SHOWN_BYTES = 256 * 1024
 """So much of a text is shown; the rest is for who downloads it."""
+
+_ROWS = 500
 
 _IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "image/bmp")
 _PDF = "application/pdf"
@@ -80,6 +83,26 @@ def rows(nodes: Sequence[Node], href: Href, targets: dict[bytes, bytes] | None =
         )
         for node in ordered
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One of the pages of a directory."""
+
+    rows: list[Row]
+    number: int
+    pages: int
+    total: int
+
+
+def listing(
+    nodes: Sequence[Node], href: Href, number: int, targets: dict[bytes, bytes] | None = None
+) -> Listing:
+    """A page of a directory; a number that there is none of is the nearest one."""
+    pages = max(1, ceil(len(nodes) / _ROWS))
+    number = min(pages, max(1, number))
+    found = rows(nodes, href, targets)
+    return Listing(found[(number - 1) * _ROWS : number * _ROWS], number, pages, len(nodes))
 
 
 def steps(first: Sequence[Step], path: bytes, href: Href) -> list[Step]:

@@ -162,8 +162,9 @@ class MemoryPages:
         if entry.type == "dir":
             inside = [each for each in snapshot.entries if each.path and parent_of(each.path) == entry.path]
             targets = {each.path: each.target for each in inside if each.target}
-            rows = files.rows([self._opened(asked.agent, each).node for each in inside], href, targets)
-            return page("memory_files.html", rows=rows, **values)
+            nodes = [self._opened(asked.agent, each).node for each in inside]
+            listing = files.listing(nodes, href, _whole(query_of(request, "page")), targets)
+            return page("memory_files.html", listing=listing, href=href(asked.path), **values)
         content = asked.href(f"/snapshots/{snapshot.number}/content", asked.path)
         shown = None
         if entry.type == "file":
@@ -347,7 +348,7 @@ class MemoryPages:
     ) -> Response:
         return page(
             template,
-            status=409 if has_moved else 200,
+            code=409 if has_moved else 200,
             key=key_of(request),
             section="agents",
             agent=asked.agent,

@@ -52,6 +52,7 @@ _TEMPLATES = Environment(
 )
 _TEMPLATES.filters.update(
     name=text.name,
+    printable=text.printable,
     visible=text.visible,
     lines=text.lines,
     size=format_size,
@@ -65,9 +66,9 @@ _TEMPLATES.filters.update(
 _TEMPLATES.globals.update(style=_STYLE, script=_SCRIPT, base=BASE)
 
 
-def page(template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+def page(template: str, *, code: int = 200, **values: Any) -> HTMLResponse:
     """A page. All of them want ``key``, of who is signed in, or None."""
-    return HTMLResponse(fragment(template, **values), status, HEADERS)
+    return HTMLResponse(fragment(template, **values), code, HEADERS)
 
 
 def fragment(template: str, **values: Any) -> str:
@@ -79,7 +80,7 @@ def problem_page(status: int, message: str) -> HTMLResponse:
     """What went wrong."""
     title = _TITLES.get(status, "Something went wrong")
     return page(
-        "problem.html", status=status, title=title, message=message, is_signed_out=status == 401, key=None
+        "problem.html", code=status, title=title, message=message, is_signed_out=status == 401, key=None
     )
 
 

@@ -9,28 +9,31 @@ from starlette.responses import RedirectResponse, Response
 
 from agentfuse.gateway.bodies import query_of
 from agentfuse.gateway.edge import DeniedError
+from agentfuse.gateway.hosts.cluster import Hosts
+from agentfuse.gateway.hosts.crossing import at_owner
+from agentfuse.gateway.ui.executions import ExecutionPages
 from agentfuse.gateway.ui.forms import read_fields
 from agentfuse.gateway.ui.memory import MemoryPages
 from agentfuse.gateway.ui.pages import BASE, page
 from agentfuse.gateway.ui.sessions import Sessions, own_pages_only
 
 
-def router(sessions: Sessions, memory: MemoryPages) -> APIRouter:
-    """All routes."""
+def router(sessions: Sessions, memory: MemoryPages, executions: ExecutionPages, hosts: Hosts) -> APIRouter:
+    """All routes. What is of one execution is answered by the host that has it."""
     routes = APIRouter(include_in_schema=False)
     doors = _Doors(sessions)
     routes.get(f"{BASE}/sign-in")(doors.form)
     routes.post(f"{BASE}/sign-in")(doors.sign_in)
     routes.post(f"{BASE}/sign-out")(doors.sign_out)
     signed_in = APIRouter(prefix=BASE, dependencies=[Depends(sessions.require)])
-    signed_in.get("")(_home)
+    executions.add_to(signed_in)
     memory.add_to(signed_in)
     routes.include_router(signed_in)
+    owner = at_owner(sessions.require, hosts, executions.find)
+    of_execution = APIRouter(prefix=BASE, dependencies=[Depends(owner)])
+    executions.add_to_owners(of_execution)
+    routes.include_router(of_execution)
     return routes
-
-
-async def _home(request: Request) -> Response:
-    return RedirectResponse(f"{BASE}/agents", 303)
 
 
 class _Doors:
@@ -53,7 +56,7 @@ class _Doors:
         try:
             self._sessions.begin(request, response, fields.get("key", ""))
         except DeniedError as error:
-            return page("sign_in.html", status=error.status, key=None, next=target, problem=error.message)
+            return page("sign_in.html", code=error.status, key=None, next=target, problem=error.message)
         return response
 
     async def sign_out(self, request: Request) -> Response:

@@ -27,6 +27,11 @@ def name(text: bytes | str) -> Markup:
     return Markup('<bdi class="name">{}</bdi>').format(visible(text))
 
 
+def printable(text: str) -> str:
+    """As :func:`visible`, where there can be no marks."""
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
 def lines(text: str) -> Markup:
     """A text of several lines, as :func:`visible` but for tabs and ends of lines."""
     parts = text.replace("\r\n", "\n").split("\n")
