@@ -1,0 +1,136 @@
+"""An agent's memory over HTTP: ``/agents/v2/agents/{agentId}/shared-files``, as SDKs up to 1.6 have it.
+
+It is the home's ``shared/`` while an execution of the agent runs here, and the newest snapshot otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import trio
+from fastapi import APIRouter, Depends, Request, Response
+from starlette.responses import RedirectResponse
+
+from agentfuse.errors import NotFoundError, UsageError
+from agentfuse.gateway import describe
+from agentfuse.gateway.addresses import base_url
+from agentfuse.gateway.asteroid import files, models
+from agentfuse.gateway.asteroid.uploads import Uploads, put_all
+from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
+from agentfuse.gateway.bodies import JsonAnswer, read_json
+from agentfuse.gateway.executions.service import Executions
+from agentfuse.gateway.filetree import FileTree, NewFile, Node
+from agentfuse.gateway.ids import shared_file_id
+from agentfuse.regions import Creator, MiB
+
+MAX_FILE_BYTES = 200 * MiB
+
+_USER = Creator.USER
+_CHANGES = (400, 401, 403, 404, 409)
+
+
+def router(authenticate: Authenticate, api: SharedFiles) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(
+        prefix="/agents/v2/agents/{agentId}/shared-files",
+        tags=["Files of agents"],
+        dependencies=[Depends(authenticate), *DESCRIBED_ASTEROID],
+    )
+    agent = {"agentId": "The agent"}
+    one = agent | {"fileId": "The file"}
+    form: dict[str, Any] = {"body": {"files": describe.FILES}, "required": ["files"]}
+    described = partial(describe.route, codes=_CHANGES)
+
+    listed = describe.route(models.SharedFiles, codes=(400, 401, 403, 404), path=agent)
+    routes.get("", name="agent_shared_files_get", **listed)(api.list)
+    uploaded = describe.route(models.SharedUploaded, codes=(*_CHANGES, 413, 507), path=agent, **form)
+    routes.post("", name="agent_shared_files_upload", **uploaded)(api.upload)
+    cleared = described(None, path=agent)
+    routes.delete("/delete-all", name="agent_shared_files_delete_all", **cleared)(api.delete_all)
+    updated = describe.route(models.SharedFile, codes=(*_CHANGES, 413, 507), path=one, **form)
+    routes.put("/{fileId}", name="agent_shared_files_update", **updated)(api.update)
+    routes.delete("/{fileId}", name="agent_shared_files_delete", **described(None, path=one))(api.delete)
+    body = {"isFrozen": {"type": "boolean"}}
+    frozen = described(models.SharedFile, path=one, body=body, required=["isFrozen"])
+    routes.patch("/{fileId}/freeze", name="agent_shared_files_freeze", **frozen)(api.freeze)
+    redirected = describe.route(None, status=303, codes=(400, 401, 403, 404), path=one)
+    download = "/{fileId}/download"
+    routes.get(download, name="agent_shared_file_download_redirect", **redirected)(api.download)
+    routes.head(download, include_in_schema=False)(api.download)
+    return routes
+
+
+class SharedFiles:
+    """What the routes do."""
+
+    def __init__(self, executions: Executions, links: FileLinks, uploads: Uploads, *, public_url: str) -> None:
+        self._executions = executions
+        self._links = links
+        self._uploads = uploads
+        self._public_url = public_url
+
+    async def list(self, request: Request) -> Response:
+        """The files of an agent's memory."""
+        memory = await self._memory(request)
+        nodes = await _files(memory.tree)
+        found = [self._shown(request, memory, node) for node in nodes]
+        return JsonAnswer({"files": found, "totalSize": sum(node.size for node in nodes)})
+
+    async def upload(self, request: Request) -> Response:
+        """Put files into an agent's memory. One whose name is taken gets another, `name (1)`."""
+        memory = await self._memory(request)
+        async with self._uploads.files(request, max_file_bytes=MAX_FILE_BYTES) as new:
+            nodes = await put_all(memory.tree, new, on_collision="number")
+        memory = await self._memory(request)
+        return JsonAnswer({"files": [self._shown(request, memory, node) for node in nodes]})
+
+    async def update(self, request: Request) -> Response:
+        """Replace the content of a file; the request holds just one."""
+        memory = await self._memory(request)
+        node = await _find(memory, request)
+        async with self._uploads.files(request, max_file_bytes=MAX_FILE_BYTES) as new:
+            if len(new) != 1:
+                raise UsageError("the request must hold exactly one file")
+            (made,) = await put_all(
+                memory.tree, [NewFile(node.path, new[0].body, node.mode)], on_collision="replace"
+            )
+        memory = await self._memory(request)
+        return JsonAnswer(self._shown(request, memory, made))
+
+    async def delete(self, request: Request) -> Response:
+        """Delete a file."""
+        memory = await self._memory(request)
+        node = await _find(memory, request)
+        await memory.tree.delete(node.path, creator=_USER)
+        return Response(status_code=204)
+
+    async def delete_all(self, request: Request) -> Response:
+        """Delete all files."""
+        tree = (await self._memory(request)).tree
+
+        async def delete(node: Node) -> None:
+            with suppress(NotFoundError):
+                await tree.delete(node.path, creator=_USER, recursive=node.is_dir)
+
+        async with trio.open_nursery() as nursery:  # together they are one snapshot
+            for node in await tree.list(b""):
+                nursery.start_soon(delete, node)
+        return Response(status_code=204)
+
+    async def freeze(self, request: Request) -> Response:
+        """Freeze a file, so that the agent cannot change it, or have done with that."""
+        is_frozen = (await read_json(request)).get("isFrozen")
+        if not isinstance(is_frozen, bool):
+            raise UsageError("isFrozen must be true or false")
+        memory = await self._memory(request)
+        node = await _find(memory, request)
+        node = await memory.tree.set_frozen(node.path, is_frozen, creator=_USER)
+        return JsonAnswer(self._shown(request, memory, node))
+
+    async def download(self, request: Request) -> Response:
+        """A link to a file."""
+        memory = await self._memory(request)
+        node = await _find(memory, request)
+        return RedirectResponse(await self._links.url(request, memory.tree, node), 303)
