@@ -82,8 +82,7 @@ def arrivals(events: Iterable[Event]) -> list[Arrival]:
 def activities(
     execution: Execution,
     files: Iterable[Arrival],
-    now: Mapping[str, Sequence[Node]],
-    url_of: Callable[[str, Node | Arrival], str],
+    url_of: Callable[[Arrival], str],
     *,
     is_descending: bool,
     limit: int | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -107,13 +108,12 @@ class ExecutionFiles:
     async def list_context(self, request: Request) -> Response:
         """What was attached to an execution, and what it downloaded."""
         execution = await self._execution(request)
-        found = []
+        root, found = self._root(request, execution), []
         for region, nodes in (await self._nodes(execution, files.CONTEXT)).items():
-            urls = await self._links.urls(request, execution, region, nodes)
-            found += [
-                files.context_file(execution, self._root(request, execution), region, node, url)
-                for node, url in zip(nodes, urls, strict=True)
-            ]
+            self._remember(execution, region, nodes)
+            for node in nodes:
+                url = self._url(request, execution, region, node)
+                found.append(files.context_file(execution, root, region, node, url))
         return JsonAnswer(found)
 
     async def upload(self, request: Request) -> Response:
@@ -147,8 +147,7 @@ class ExecutionFiles:
         execution = await self._execution(request)
         wanted = request.path_params["fileId"].lower()
         region, node = await self._find(execution, regions, wanted)
-        (url,) = await self._links.urls(request, execution, region, [node])
-        return RedirectResponse(url, 303)
+        return RedirectResponse(self._url(request, execution, region, node), 303)
 
     async def activities(self, request: Request) -> Response:
         """What happened: changes of status, messages of users, files that came to `uploads/` and
@@ -157,10 +156,15 @@ class ExecutionFiles:
         limit = fields.whole(query_of(request, "limit") or None, "limit", 1, activities.MAX_LIMIT)
         execution = await self._execution(request)
         arrivals = activities.arrivals(await self._executions.events(execution))
-        now = await self._nodes(execution, sorted({each.region for each in arrivals}))
-        url_of = self._links.maker(request, execution)
+        nodes = await self._nodes(execution, sorted({each.region for each in arrivals}))
+        sizes = {(region, node.path): node.size for region, found in nodes.items() for node in found}
+        shown = [replace(each, size=sizes.get((each.region, each.path), each.size)) for each in arrivals]
+
+        def url_of(file: activities.Arrival) -> str:
+            return self._links.of_file(request, execution, file.region, file.path, file.media_type)
+
         found = activities.activities(
-            execution, arrivals, now, url_of, is_descending=order == "desc", limit=limit
+            execution, shown, url_of, is_descending=order == "desc", limit=limit
         )
         return JsonAnswer(found)
 
@@ -201,6 +205,18 @@ class ExecutionFiles:
         if failures:
             raise failures[0]
         return found
+
+    def _url(self, request: Request, execution: Execution, region: str, node: Node) -> str:
+        return self._links.of_file(request, execution, region, node.path, files.media_type_of(node))
+
+    def _remember(self, execution: Execution, region: str, nodes: Sequence[Node]) -> None:
+        """Where files are that somebody has just seen, and is likely to ask for."""
+        for node in nodes:
+            key = (execution.id, file_id(execution.id, region, node.path))
+            self._places[key] = (region, node.path)
+            self._places.move_to_end(key)
+        while len(self._places) > _KEPT_PLACES:
+            self._places.popitem(last=False)
 
     def _root(self, request: Request, execution: Execution) -> str:
         return f"{base_url(request, self._public_url)}/agents/v2/executions/{execution.id}"

@@ -6,14 +6,11 @@ import time
 from functools import partial
 from typing import Any
 
-import trio
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import PlainTextResponse
 
-from agentfuse.errors import UsageError
 from agentfuse.gateway import describe
 from agentfuse.gateway.addresses import base_url
-from agentfuse.gateway.agents import Agents
 from agentfuse.gateway.asteroid import fields, items, listing, models
 from agentfuse.gateway.asteroid.orders import execute_order, rerun_order, status_order
 from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
@@ -21,7 +18,6 @@ from agentfuse.gateway.bodies import JsonAnswer, queries_of, query_of, read_json
 from agentfuse.gateway.edge import DeniedError
 from agentfuse.gateway.executions.record import Execution, Status
 from agentfuse.gateway.executions.service import Executions
-from agentfuse.gateway.limits import Limits
 
 MAX_WAIT_S = 25
 MAX_BODY_BYTES = 1024 * 1024
@@ -118,10 +114,8 @@ def _add_changes(routes: APIRouter, api: ExecutionsApi) -> None:
 class ExecutionsApi:
     """What the routes do."""
 
-    def __init__(self, executions: Executions, agents: Agents, limits: Limits, *, public_url: str) -> None:
+    def __init__(self, executions: Executions, *, public_url: str) -> None:
         self._executions = executions
-        self._agents = agents
-        self._limits = limits
         self._public_url = public_url
 
     async def execute(self, request: Request) -> Response:
@@ -222,14 +216,8 @@ class ExecutionsApi:
 
     async def _items(self, request: Request, executions: list[Execution]) -> list[dict[str, Any]]:
         organization, base = key_of(request).organization, base_url(request, self._public_url)
-        agents = {execution.agent for execution in executions}
-        find = partial(_versions, self._agents, organization, agents)
-        versions = await trio.to_thread.run_sync(find, limiter=self._limits.reads)
-        return [items.item(execution, versions[execution.agent], base) for execution in executions]
-
-
-def _versions(agents: Agents, organization: str, ids: set[str]) -> dict[str, str]:
-    return {agent: agents.find(organization, agent).version for agent in ids}
+        agents = await self._executions.agents(organization, {each.agent for each in executions})
+        return [items.item(each, agents[each.agent].version, base) for each in executions]
 
 
 def _id(request: Request) -> str:

@@ -7,19 +7,21 @@ file the whole list. Files are known by their ids.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentfuse.gateway.asteroid.items import timestamp
 from agentfuse.gateway.executions.record import Execution
 from agentfuse.gateway.filetree import Node
-from agentfuse.gateway.ids import file_id
+from agentfuse.gateway.ids import file_id, shared_file_id
 from agentfuse.home.mime import type_of
 
 DIRECTORIES = ("uploads", "downloads", "workspace", "shared", "debug")
 CONTEXT = ("uploads", "downloads")
 """The regions whose files are an execution's context: what was attached to it, and what it fetched."""
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _DOCUMENTS = ("application/pdf", "application/msword", "application/vnd.", "application/rtf", "application/epub")
 _TEXTS = ("text/", "application/json", "application/xml", "application/yaml", "application/javascript")
 
@@ -45,6 +47,25 @@ def context_file(
         "fileType": file_type(found["mimeType"]),
         "signedUrl": signed_url,
     }
+
+
+def shared_file(agent: str, root: str, node: Node, version: int) -> dict[str, Any]:
+    """A SharedFile. ``root`` is the URL of the agent's."""
+    found_id = shared_file_id(agent, node.path)
+    found: dict[str, Any] = {
+        "id": found_id,
+        "agentId": agent,
+        "filePath": f"shared/{text_of(node.path)}",
+        "fileName": text_of(node.name),
+        "fileSize": node.size,
+        "mimeType": media_type_of(node),
+        "createdAt": timestamp((node.created_ns or node.mtime_ns) / 1e9),
+        "updatedAt": timestamp(node.mtime_ns / 1e9),
+        "version": version,
+        "isFrozen": node.is_frozen,
+        "downloadUrl": f"{root}/{found_id}/download",
+    }
+    return found | {"checksum": node.etag} if _SHA256.fullmatch(node.etag) else found
 
 
 def agent_files(directories: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from agentfuse.gateway.executions.record import Status
 from agentfuse.gateway.executions.service import ExecuteBody
 from agentfuse.gateway.filetree import clean
 
+_WHEN_FULL = ("queue", "reject")
 _MAX_FILES = 1000
 _MAX_MINUTES = 10**6
 _STATUSES = (Status.RUNNING, Status.PAUSED, Status.CANCELLED, Status.COMPLETED, Status.FAILED)
@@ -44,7 +45,7 @@ def execute_order(body: Mapping[str, Any]) -> ExecuteBody:
     version = fields.whole_or_none(body, "version", 0, 2**31 - 1)
     if fields.flag_of(body, "head") and version is not None:
         raise UsageError("head and version exclude each other", hint="leave one out")
-    fields.one_of(fields.text_or_none(body, "onCapacityLimit"), "onCapacityLimit", ("queue", "reject"))
+    when_full = fields.one_of(fields.text_or_none(body, "onCapacityLimit"), "onCapacityLimit", _WHEN_FULL)
     inputs = fields.object_of(body, "inputs")
     if inputs is None:
         inputs = fields.object_of(body, "dynamicData")
@@ -55,6 +56,7 @@ def execute_order(body: Mapping[str, Any]) -> ExecuteBody:
         profile=profile or group,
         staged=_staged(body),
         files=_files(body),
+        queues=when_full == "queue",
     )
 
 

@@ -6,8 +6,11 @@ It is the home's ``shared/`` while an execution of the agent runs here, and the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import trio
 from fastapi import APIRouter, Depends, Request, Response
@@ -17,13 +20,19 @@ from agentfuse.errors import NotFoundError, UsageError
 from agentfuse.gateway import describe
 from agentfuse.gateway.addresses import base_url
 from agentfuse.gateway.asteroid import files, models
+from agentfuse.gateway.asteroid.links import FileLinks
 from agentfuse.gateway.asteroid.uploads import Uploads, put_all
 from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
 from agentfuse.gateway.bodies import JsonAnswer, read_json
+from agentfuse.gateway.executions.record import Execution
 from agentfuse.gateway.executions.service import Executions
 from agentfuse.gateway.filetree import FileTree, NewFile, Node
 from agentfuse.gateway.ids import shared_file_id
+from agentfuse.gateway.limits import Limits
+from agentfuse.gateway.storedtree import StoredFile
+from agentfuse.objectstore.base import ObjectStore
 from agentfuse.regions import Creator, MiB
+from agentfuse.snapshots.history import History
 
 MAX_FILE_BYTES = 200 * MiB
 
@@ -62,11 +71,31 @@ def router(authenticate: Authenticate, api: SharedFiles) -> APIRouter:
     return routes
 
 
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """An agent's memory; ``home``: the execution whose home has it, if one runs."""
+
+    agent: str
+    tree: FileTree
+    home: Execution | None
+
+
 class SharedFiles:
     """What the routes do."""
 
-    def __init__(self, executions: Executions, links: FileLinks, uploads: Uploads, *, public_url: str) -> None:
+    def __init__(
+        self,
+        executions: Executions,
+        links: FileLinks,
+        uploads: Uploads,
+        *,
+        store: ObjectStore,
+        limits: Limits,
+        public_url: str,
+    ) -> None:
         self._executions = executions
+        self._store = store
+        self._limits = limits
         self._links = links
         self._uploads = uploads
         self._public_url = public_url
@@ -75,7 +104,7 @@ class SharedFiles:
         """The files of an agent's memory."""
         memory = await self._memory(request)
         nodes = await _files(memory.tree)
-        found = [self._shown(request, memory, node) for node in nodes]
+        found = await self._shown(request, memory, nodes)
         return JsonAnswer({"files": found, "totalSize": sum(node.size for node in nodes)})
 
     async def upload(self, request: Request) -> Response:
@@ -83,8 +112,7 @@ class SharedFiles:
         memory = await self._memory(request)
         async with self._uploads.files(request, max_file_bytes=MAX_FILE_BYTES) as new:
             nodes = await put_all(memory.tree, new, on_collision="number")
-        memory = await self._memory(request)
-        return JsonAnswer({"files": [self._shown(request, memory, node) for node in nodes]})
+        return JsonAnswer({"files": await self._shown(request, memory, nodes)})
 
     async def update(self, request: Request) -> Response:
         """Replace the content of a file; the request holds just one."""
@@ -93,11 +121,9 @@ class SharedFiles:
         async with self._uploads.files(request, max_file_bytes=MAX_FILE_BYTES) as new:
             if len(new) != 1:
                 raise UsageError("the request must hold exactly one file")
-            (made,) = await put_all(
-                memory.tree, [NewFile(node.path, new[0].body, node.mode)], on_collision="replace"
-            )
-        memory = await self._memory(request)
-        return JsonAnswer(self._shown(request, memory, made))
+            new = [NewFile(node.path, new[0].body, node.mode)]
+            nodes = await put_all(memory.tree, new, on_collision="replace")
+        return JsonAnswer((await self._shown(request, memory, nodes))[0])
 
     async def delete(self, request: Request) -> Response:
         """Delete a file."""
@@ -127,10 +153,47 @@ class SharedFiles:
         memory = await self._memory(request)
         node = await _find(memory, request)
         node = await memory.tree.set_frozen(node.path, is_frozen, creator=_USER)
-        return JsonAnswer(self._shown(request, memory, node))
+        return JsonAnswer((await self._shown(request, memory, [node]))[0])
 
     async def download(self, request: Request) -> Response:
         """A link to a file."""
         memory = await self._memory(request)
         node = await _find(memory, request)
-        return RedirectResponse(await self._links.url(request, memory.tree, node), 303)
+        media_type = files.media_type_of(node)
+        if memory.home is not None:
+            url = self._links.of_file(request, memory.home, "shared", node.path, media_type)
+        else:
+            file = await memory.tree.open(node.path)
+            assert isinstance(file, StoredFile)
+            url = self._links.of_content(request, file, media_type)
+        return RedirectResponse(url, 303)
+
+    async def _memory(self, request: Request) -> _Memory:
+        """The memory of the agent that a request names. Raises ``NotFoundError`` for another's."""
+        organization, agent = key_of(request).organization, request.path_params["agentId"]
+        await self._executions.agents(organization, [agent])
+        home = await self._executions.home_of(organization, agent)
+        if home is not None:
+            return _Memory(agent, self._executions.tree(home, "shared"), home)
+        return _Memory(agent, self._executions.idle_tree(agent), None)
+
+    async def _shown(self, request: Request, memory: _Memory, nodes: Sequence[Node]) -> list[dict[str, Any]]:
+        """SharedFiles. Their version is the number of the memory's newest snapshot: it grows with each."""
+        history = History(self._store, memory.agent, "shared")
+        version = await trio.to_thread.run_sync(history.newest, limiter=self._limits.reads)
+        agent = quote(memory.agent, safe="")
+        root = f"{base_url(request, self._public_url)}/agents/v2/agents/{agent}/shared-files"
+        return [files.shared_file(memory.agent, root, node, version) for node in nodes]
+
+
+async def _files(tree: FileTree) -> list[Node]:
+    return [node for node in await tree.list(b"", recursive=True) if node.type == "file"]
+
+
+async def _find(memory: _Memory, request: Request) -> Node:
+    """The file that a request names. Raises ``NotFoundError``."""
+    wanted = request.path_params["fileId"].lower()
+    for node in await _files(memory.tree):
+        if shared_file_id(memory.agent, node.path) == wanted:
+            return node
+    raise NotFoundError("File not found.")
