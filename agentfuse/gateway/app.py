@@ -18,6 +18,8 @@ from agentfuse import __version__
 from agentfuse.admission import Gateway
 from agentfuse.gateway import blobs, health, metrics, temp_files, tenant_files
 from agentfuse.gateway.agents import Agents
+from agentfuse.gateway.asteroid.routes import Asteroid
+from agentfuse.gateway.asteroid.uploads import Uploads
 from agentfuse.gateway.auth import (
     ASTEROID_HEADERS,
     SHINZO_HEADERS,
@@ -104,6 +106,18 @@ def build(parts: Parts) -> FastAPI:
     }
     asteroid = key_dependency(keyring, "asteroid", ASTEROID_HEADERS)
     app.include_router(temp_files.router(asteroid, temp_files.TempFiles(Staging(parts.store), **bodies)))
+    api = Asteroid(
+        authenticate=asteroid,
+        executions=parts.executions,
+        hosts=parts.hosts,
+        store=parts.store,
+        links=blobs.FileLinks(parts.links, public_url=settings.public_url, presigns=settings.presign),
+        uploads=Uploads(**bodies),
+        limits=parts.limits,
+        public_url=settings.public_url,
+    )
+    for router in api.routers():
+        app.include_router(router)
     tenant = key_dependency(keyring, "tenant-files", TENANT_HEADERS)
     app.include_router(tenant_files.router(tenant, tenant_files.TenantFiles(tree_of, **bodies)))
     app.include_router(shinzo.router(key_dependency(keyring, "shinzo", SHINZO_HEADERS), _desk(parts)))

@@ -169,12 +169,15 @@ class FileLinks:
         self, request: Request, execution: Execution, region: str, nodes: Sequence[Node]
     ) -> list[str]:
         """Of files of an execution, in their order; whatever they hold when they are fetched."""
-        base = base_url(request, self._public_url)
         places = (
             Place(execution.organization, execution.id, region, node.path, type_of(node.path, None))
             for node in nodes
         )
-        return [base + self._links.to(place) for place in places]
+        return [self.of_place(request, place) for place in places]
+
+    def of_place(self, request: Request, place: Place) -> str:
+        """Of a file of an execution, whether it is there or not; needs to ask nobody."""
+        return base_url(request, self._public_url) + self._links.to(place)
 
     async def url(
         self,

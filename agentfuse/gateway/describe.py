@@ -5,7 +5,6 @@ known before anything of a body is read; here is what they read and answer, for 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import GenericAlias
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -76,7 +75,7 @@ class Ready(BaseModel):
     problem: str | None = None
 
 
-Answer = type[BaseModel] | GenericAlias | str | None
+Answer = type[BaseModel] | type[list[Any]] | str | None
 """A model, a list of one, a media type, or None for no body at all."""
 
 

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from agentfuse.gateway.filetree import Node, OpenedFile
 
+_FIRST_S, _LAST_S = -62135596800, 253402300799  # of the years 1 and 9999
 _RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")
 
 
@@ -30,7 +31,7 @@ async def send_file(request: Request, file: OpenedFile, media_type: str) -> Resp
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
-        "Last-Modified": formatdate(node.mtime_ns / 1e9, usegmt=True),
+        "Last-Modified": formatdate(calendar_seconds(node.mtime_ns / 1e9), usegmt=True),
         "Content-Disposition": _disposition(node),
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "private, no-cache",
@@ -120,7 +121,12 @@ def _disposition(node: Node) -> str:
 
 def timestamp(ns: int) -> str:
     """``2025-01-15T10:30:00Z``."""
-    return _timestamp(ns // 10**9)
+    return _timestamp(int(calendar_seconds(ns // 10**9)))
+
+
+def calendar_seconds(seconds: float) -> float:
+    """A time that is in the calendar: anybody may give a file any other."""
+    return min(max(seconds, _FIRST_S), _LAST_S)
 
 
 @lru_cache(maxsize=4096)  # most of a large listing's formatting; its files were often made together

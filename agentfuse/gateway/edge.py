@@ -121,6 +121,7 @@ FAMILIES = (
     Family("page", re.compile(r"/ui(/.*)?", re.S), _page),
     Family("staging", re.compile(r"/agents/v2/temp-files(/.*)?", re.S), _staging),
     Family("asteroid", re.compile(r"/agents/v2/executions/[^/]*/[a-z]*-?files(/.*)?", re.S), _files),
+    Family("asteroid", re.compile(r"/agents/v2/agents/[^/]*/shared-files(/.*)?", re.S), _files),
     Family("asteroid", re.compile(r"/(agents|users)/v2(/.*)?", re.S), _asteroid),
     Family("tenant-files", re.compile(r"/api/v1/files(/.*)?", re.S), _tenant_files),
     Family("shinzo", re.compile(r"/v1/agent(/.*)?", re.S), _shinzo),

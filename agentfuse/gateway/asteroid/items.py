@@ -6,6 +6,7 @@ import datetime
 from typing import Any
 from uuid import UUID, uuid5
 
+from agentfuse.gateway.downloads import calendar_seconds
 from agentfuse.gateway.executions.record import Execution, Status
 
 UPDATABLE = (Status.RUNNING, Status.PAUSED, Status.CANCELLED)
@@ -13,8 +14,8 @@ UPDATABLE = (Status.RUNNING, Status.PAUSED, Status.CANCELLED)
 
 
 def timestamp(at_s: float) -> str:
-    """``2026-01-31T12:00:00.123456Z``."""
-    moment = datetime.datetime.fromtimestamp(at_s, datetime.UTC).replace(tzinfo=None)
+    """``2026-01-31T12:00:00.123456Z``; what a file's times may be beyond the calendar is its end."""
+    moment = datetime.datetime.fromtimestamp(calendar_seconds(at_s), datetime.UTC).replace(tzinfo=None)
     return moment.isoformat(timespec="microseconds") + "Z"
 
 

@@ -114,7 +114,12 @@ def wanted(query: Mapping[str, Sequence[str]], now: float) -> Wanted:
     return Wanted(
         page=fields.whole(one.get("page"), "page", 1, MAX_PAGE) or 1,
         page_size=fields.whole(one.get("pageSize"), "pageSize", 1, MAX_PAGE_SIZE) or DEFAULT_PAGE_SIZE,
-        tests=[*_of_records(query, one), *_of_times(one, now), *_of_values(query, one), *_of_others(query, one)],
+        tests=[
+            *_of_records(query, one),
+            *_of_times(one, now),
+            *_of_values(query, one),
+            *_of_others(query, one),
+        ],
         key=key,
         is_descending=is_descending,
     )

@@ -90,7 +90,9 @@ def _staged(body: Mapping[str, Any]) -> list[str]:
     ids = []
     for file in files:
         if not isinstance(file, dict):
-            raise UsageError("tempFiles must be what staging answered", hint='write [{"id": "…", "name": "…"}]')
+            raise UsageError(
+                "tempFiles must be what staging answered", hint='write [{"id": "…", "name": "…"}]'
+            )
         found = fields.text_or_none(file, "id")
         if found is None:
             raise UsageError("a file of tempFiles has no id")

@@ -20,16 +20,15 @@ from agentfuse.errors import NotFoundError, UsageError
 from agentfuse.gateway import describe
 from agentfuse.gateway.addresses import base_url
 from agentfuse.gateway.asteroid import files, models
-from agentfuse.gateway.asteroid.links import FileLinks
 from agentfuse.gateway.asteroid.uploads import Uploads, put_all
 from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
-from agentfuse.gateway.bodies import JsonAnswer, read_json
+from agentfuse.gateway.blobs import FileLinks
+from agentfuse.gateway.bodies import JsonAnswer
 from agentfuse.gateway.executions.record import Execution
 from agentfuse.gateway.executions.service import Executions
 from agentfuse.gateway.filetree import FileTree, NewFile, Node
 from agentfuse.gateway.ids import shared_file_id
 from agentfuse.gateway.limits import Limits
-from agentfuse.gateway.storedtree import StoredFile
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.regions import Creator, MiB
 from agentfuse.snapshots.history import History
@@ -53,7 +52,7 @@ def router(authenticate: Authenticate, api: SharedFiles) -> APIRouter:
     described = partial(describe.route, codes=_CHANGES)
 
     listed = describe.route(models.SharedFiles, codes=(400, 401, 403, 404), path=agent)
-    routes.get("", name="agent_shared_files_get", **listed)(api.list)
+    routes.get("", name="agent_shared_files_get", **listed)(api.list_files)
     uploaded = describe.route(models.SharedUploaded, codes=(*_CHANGES, 413, 507), path=agent, **form)
     routes.post("", name="agent_shared_files_upload", **uploaded)(api.upload)
     cleared = described(None, path=agent)
@@ -61,9 +60,6 @@ def router(authenticate: Authenticate, api: SharedFiles) -> APIRouter:
     updated = describe.route(models.SharedFile, codes=(*_CHANGES, 413, 507), path=one, **form)
     routes.put("/{fileId}", name="agent_shared_files_update", **updated)(api.update)
     routes.delete("/{fileId}", name="agent_shared_files_delete", **described(None, path=one))(api.delete)
-    body = {"isFrozen": {"type": "boolean"}}
-    frozen = described(models.SharedFile, path=one, body=body, required=["isFrozen"])
-    routes.patch("/{fileId}/freeze", name="agent_shared_files_freeze", **frozen)(api.freeze)
     redirected = describe.route(None, status=303, codes=(400, 401, 403, 404), path=one)
     download = "/{fileId}/download"
     routes.get(download, name="agent_shared_file_download_redirect", **redirected)(api.download)
@@ -100,7 +96,7 @@ class SharedFiles:
         self._uploads = uploads
         self._public_url = public_url
 
-    async def list(self, request: Request) -> Response:
+    async def list_files(self, request: Request) -> Response:
         """The files of an agent's memory."""
         memory = await self._memory(request)
         nodes = await _files(memory.tree)
@@ -121,8 +117,8 @@ class SharedFiles:
         async with self._uploads.files(request, max_file_bytes=MAX_FILE_BYTES) as new:
             if len(new) != 1:
                 raise UsageError("the request must hold exactly one file")
-            new = [NewFile(node.path, new[0].body, node.mode)]
-            nodes = await put_all(memory.tree, new, on_collision="replace")
+            replacing = [NewFile(node.path, new[0].body, node.mode)]
+            nodes = await put_all(memory.tree, replacing, on_collision="replace")
         return JsonAnswer((await self._shown(request, memory, nodes))[0])
 
     async def delete(self, request: Request) -> Response:
@@ -145,27 +141,11 @@ class SharedFiles:
                 nursery.start_soon(delete, node)
         return Response(status_code=204)
 
-    async def freeze(self, request: Request) -> Response:
-        """Freeze a file, so that the agent cannot change it, or have done with that."""
-        is_frozen = (await read_json(request)).get("isFrozen")
-        if not isinstance(is_frozen, bool):
-            raise UsageError("isFrozen must be true or false")
-        memory = await self._memory(request)
-        node = await _find(memory, request)
-        node = await memory.tree.set_frozen(node.path, is_frozen, creator=_USER)
-        return JsonAnswer((await self._shown(request, memory, [node]))[0])
-
     async def download(self, request: Request) -> Response:
         """A link to a file."""
         memory = await self._memory(request)
         node = await _find(memory, request)
-        media_type = files.media_type_of(node)
-        if memory.home is not None:
-            url = self._links.of_file(request, memory.home, "shared", node.path, media_type)
-        else:
-            file = await memory.tree.open(node.path)
-            assert isinstance(file, StoredFile)
-            url = self._links.of_content(request, file, media_type)
+        url = await self._links.url(request, memory.tree, node, execution=memory.home)
         return RedirectResponse(url, 303)
 
     async def _memory(self, request: Request) -> _Memory:

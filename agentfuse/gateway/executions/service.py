@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ import trio
 from agentfuse.admission import ApiKey, Quota
 from agentfuse.client import AsyncHome, Event
 from agentfuse.errors import AgentfuseError, BusyError, CapacityError, NotFoundError, StoreError, UsageError
-from agentfuse.gateway.agents import Agents
+from agentfuse.gateway.agents import Agent, Agents
 from agentfuse.gateway.executions.archive import MOST_EVENTS
 from agentfuse.gateway.executions.journal import Note
 from agentfuse.gateway.executions.life import Life, Means, Phase
@@ -421,6 +421,11 @@ class Executions:
                     record = await self._in_thread(self._means.records.read, organization, execution)
                     mine += [] if record.status.is_terminal else [record]
         return max(mine, key=lambda each: each.created_at, default=None)
+
+    async def agents(self, organization: str, ids: Collection[str]) -> Mapping[str, Agent]:
+        """Agents that exist. Raises ``NotFoundError`` for one that does not, or is another's."""
+        find = partial(self._agents.find, organization)
+        return await self._in_thread(lambda: {each: find(each) for each in ids})
 
     # -- in between
 
