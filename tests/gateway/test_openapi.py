@@ -27,6 +27,11 @@ expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 415, 416, 422, 431,
 # In a form everything is text; a list of copies and moves is answered 200 with what became of each.
 include-path-regex = "(upload|files|temp-files/[^/]*|filesystem/copy|filesystem/move)$"
 checks.negative_data_rejection.enabled = false
+
+[[operations]]
+# Also an id of a file, which may be PUT.
+include-path-regex = "shared-files/delete-all$"
+checks.allow_header_conformance.enabled = false
 """
 
 
@@ -44,6 +49,8 @@ def _schemathesis(base: Path, gateway: Gateway, *arguments: str) -> None:
     for header in (f"Authorization: Bearer {ACME}", f"X-Api-Key: {ACME}"):
         command += ["--header", header]
     command += ["--phases", "examples,coverage,fuzzing", "--max-examples", "20", "--request-timeout", "20"]
+    # Each execution is a mount: what begins one is asked by test_asteroid.
+    command += ["--exclude-path-regex", "(execute|execute/sync|rerun)$"]
     command += ["--no-color", *arguments]
     done = subprocess.run(
         command, cwd=base, capture_output=True, text=True, timeout=DEADLINE_S * 3, check=False

@@ -109,7 +109,7 @@ class Wanted:
 
 def wanted(query: Mapping[str, Sequence[str]], now: float) -> Wanted:
     """What a query asks for. Raises ``UsageError``. Whose it is was checked by then."""
-    one = {name: values[-1] for name, values in query.items() if values[-1]}
+    one = {name: values[-1] for name, values in query.items()}
     key, is_descending = _order(one)
     return Wanted(
         page=fields.whole(one.get("page"), "page", 1, MAX_PAGE) or 1,
@@ -127,11 +127,11 @@ def wanted(query: Mapping[str, Sequence[str]], now: float) -> Wanted:
 
 def organization_of(query: Mapping[str, Sequence[str]]) -> str | None:
     """The organization that is asked for. Raises ``UsageError``."""
-    asked = query.get("organizationId", [""])[-1]
-    if not asked:
+    asked = query.get("organizationId")
+    if asked is None:
         return None
     try:
-        return str(UUID(asked))
+        return str(UUID(asked[-1]))
     except ValueError:
         raise UsageError("organizationId must be a UUID") from None
 
