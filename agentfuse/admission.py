@@ -77,6 +77,7 @@ class Gateway:
     ``lease_s`` is taken for dead, and ``on_host_lost`` says what becomes of its executions. ``executes``:
     whether executions begin here.
     ``mounts``: the directory of the mountpoints of executions; None: beside the state directory.
+    ``search_s``: how long one search for contents may take.
     ``max_restarts``: how often a daemon that died is followed by another. ``max_executions``: how many run
     on this host at a time; None: any number. ``launcher``: the command that is run in a home, with
     ``{home}``, ``{agent}`` and ``{execution}`` in it; ``launcher_grace_s``: how long it may take to end.
@@ -96,6 +97,7 @@ class Gateway:
     private_key: Path | None = None
     mounts: Path | None = None
     max_restarts: int = 3
+    search_s: float = 10.0
     max_executions: int | None = None
     launcher: tuple[str, ...] = ()
     launcher_grace_s: float = 10.0

@@ -329,6 +329,7 @@ _GATEWAY: dict[str, tuple[Callable[[object], Any], str]] = {
     "executes": (yes_no, "executes"),
     "mounts": (lambda value: absolute_path(value, "/srv/agents"), "mounts"),
     "max_restarts": (_small_number, "max_restarts"),
+    "search_time": (parse_duration, "search_s"),
     "max_executions": (_small_number, "max_executions"),
     "launcher": (admission.launcher, "launcher"),
     "launcher_grace": (parse_duration, "launcher_grace_s"),

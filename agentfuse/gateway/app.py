@@ -24,6 +24,7 @@ from agentfuse.gateway.auth import (
     ASTEROID_HEADERS,
     SHINZO_HEADERS,
     TENANT_HEADERS,
+    Authenticate,
     Keyring,
     key_dependency,
 )
@@ -36,7 +37,8 @@ from agentfuse.gateway.hosts.crossing import Arrivals, Departures, at_owner
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.shinzo import routes as shinzo
 from agentfuse.gateway.shinzo.desk import Desk
-from agentfuse.gateway.shinzo.filesystem import Filesystem, Filesystems
+from agentfuse.gateway.shinzo.filesystem import Filesystems
+from agentfuse.gateway.shinzo.homes import Homes
 from agentfuse.gateway.staging import Staging
 from agentfuse.gateway.storedtree import StoredTree
 from agentfuse.gateway.trees import Trees
@@ -120,7 +122,7 @@ def build(parts: Parts) -> FastAPI:
         app.include_router(router)
     tenant = key_dependency(keyring, "tenant-files", TENANT_HEADERS)
     app.include_router(tenant_files.router(tenant, tenant_files.TenantFiles(tree_of, **bodies)))
-    app.include_router(shinzo.router(key_dependency(keyring, "shinzo", SHINZO_HEADERS), _desk(parts)))
+    app.include_router(_shinzo(parts, key_dependency(keyring, "shinzo", SHINZO_HEADERS)))
     app.include_router(_page(parts, keyring, bodies))
     app.include_router(_links(parts))
     app.include_router(health.router(health.Readiness(parts.store, parts.hosts)))
@@ -153,18 +155,19 @@ def _links(parts: Parts) -> APIRouter:
     return blobs.router(authenticate, parts.store, parts.limits.downloads, tree_of)
 
 
-def _desk(parts: Parts) -> Desk:
-    async def live(organization: str, agent: str) -> Filesystem | None:
-        return None
-
+def _shinzo(parts: Parts, authenticate: Authenticate) -> APIRouter:
+    names = [region.name for region in parts.regions]
+    homes = Homes(parts.executions, regions=names, has_others=parts.hosts.proofs is not None)
     organizations = {key.organization for key in parts.settings.keys}
-    return Desk(
-        filesystems=Filesystems(parts.regions, parts.trees.get, live),
+    desk = Desk(
+        filesystems=Filesystems(parts.regions, parts.trees.get, homes.of),
         agents=Agents(parts.store, has_others=len(organizations) > 1),
         spool=parts.spool,
         limits=parts.limits,
         max_request_bytes=parts.settings.max_request_bytes,
+        search_s=parts.settings.search_s,
     )
+    return shinzo.router(at_owner(authenticate, parts.hosts, homes.find), desk)
 
 
 def _add_docs(app: FastAPI) -> None:

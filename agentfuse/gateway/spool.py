@@ -57,7 +57,7 @@ class Spool:
     """
 
     def __init__(self, directory: Path) -> None:
-        with _disk(directory):
+        with on_disk(directory):
             self._fd = nameless_file(directory)
         self._directory = directory
         self._end = 0
@@ -74,7 +74,7 @@ class Spool:
 
     def begin(self) -> Spooled:
         """The next content."""
-        with _disk(self._directory):
+        with on_disk(self._directory):
             disk = os.fstatvfs(self._fd)
             if disk.f_bavail * disk.f_frsize < _RESERVE_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -82,7 +82,7 @@ class Spool:
 
     def write(self, piece: bytes) -> None:
         """At the end."""
-        with _disk(self._directory):
+        with on_disk(self._directory):
             left = memoryview(piece)
             while left:
                 written = os.pwrite(self._fd, left, self._end)
@@ -91,7 +91,7 @@ class Spool:
 
     def truncate(self, end: int) -> None:
         """Forget what is beyond ``end``."""
-        with _disk(self._directory):
+        with on_disk(self._directory):
             os.ftruncate(self._fd, end)
         self._end = end
 
@@ -105,7 +105,8 @@ class _NoRoomError(EnvironmentProblem):
 
 
 @contextmanager
-def _disk(directory: Path) -> Iterator[None]:
+def on_disk(directory: Path) -> Iterator[None]:
+    """Turns what a disk refuses to a request into an error that says so."""
     try:
         yield
     except OSError as error:

@@ -427,6 +427,10 @@ class Executions:
         find = partial(self._agents.find, organization)
         return await self._in_thread(lambda: {each: find(each) for each in ids})
 
+    def mountpoint(self, execution: Execution) -> Path:
+        """Where its home is mounted, or will be."""
+        return self._means.mounts.path(execution.id)
+
     # -- in between
 
     async def _tree_now(self, execution: Execution, region: str, changes: bool) -> FileTree:

@@ -32,13 +32,15 @@ TYPES = {"dir": "directory"}
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Where requests come in. ``spool`` is the directory for contents on their way."""
+    """Where requests come in. ``spool`` is the directory for contents on their way, ``search_s`` how long
+    contents are searched."""
 
     filesystems: Filesystems
     agents: Agents
     spool: Path
     limits: Limits
     max_request_bytes: int
+    search_s: float
 
     async def open(self, request: Request, *, claims: bool = False) -> Filesystem:
         """The files of the agent that a request names. Raises ``NotFoundError`` for an agent that does not

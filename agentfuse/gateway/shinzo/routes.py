@@ -22,6 +22,7 @@ from agentfuse.gateway.shinzo.directories import Directories
 from agentfuse.gateway.shinzo.files import Files
 from agentfuse.gateway.shinzo.metadata import Metadata
 from agentfuse.gateway.shinzo.packing import FORMATS
+from agentfuse.gateway.shinzo.search import Search
 from agentfuse.gateway.shinzo.transfers import Transfers
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -53,6 +54,7 @@ def router(authenticate: Authenticate, desk: Desk) -> APIRouter:
     _add_metadata(routes, Metadata(desk))
     _add_transfers(routes, Transfers(desk))
     _add_archives(routes, Archives(desk))
+    _add_search(routes, Search(desk))
     _add_creation(routes, Creation(desk))
     return routes
 
@@ -171,6 +173,20 @@ def _add_archives(routes: APIRouter, api: Archives) -> None:
     )
     places = [f"{at}extract", f"{at}archives/extract"]
     _add(routes, "POST", places, "extract_agent_archive", api.extract, **extracted)
+
+
+def _add_search(routes: APIRouter, api: Search) -> None:
+    body = {
+        "query": NAME,
+        "type": {"enum": ["filename", "content", "both"]},
+        "path": TEXT,
+        "filePattern": TEXT,
+        "caseSensitive": _FLAG,
+        "maxResults": _COUNT | {"minimum": 1},
+    }
+    described = _described(models.SearchResults, codes=_READS, path=_AGENT, body=body, required=["query"])
+    places = ["/{agentId}/filesystem/search", "/{agentId}/filesystem/operations/search"]
+    _add(routes, "POST", places, "search_agent_files", api.search, **described)
 
 
 def _add_creation(routes: APIRouter, api: Creation) -> None:

@@ -1,0 +1,110 @@
+"""Contents to be searched: copied, some at a time, one after the other into a nameless file.
+
+What is live is read from the mount, by a process that can be killed; what is stored from the store.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import trio
+
+from agentfuse.errors import NotFoundError
+from agentfuse.gateway.filetree import Node
+from agentfuse.gateway.shinzo.filesystem import Filesystem
+from agentfuse.gateway.shinzo.matching import python
+from agentfuse.gateway.spool import on_disk
+from agentfuse.regions import MiB
+from agentfuse.sync.spool import nameless_file
+
+MAX_FILE_BYTES = 10 * MiB
+
+
+@dataclass(slots=True)
+class Heap:
+    """Contents one after the other in ``fd``, each ended by a line break. Use it as a context manager."""
+
+    directory: Path
+    limiter: trio.CapacityLimiter
+    fd: int = -1
+    starts: list[int] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+
+    def __enter__(self) -> Heap:
+        with on_disk(self.directory):
+            self.fd = nameless_file(self.directory)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self.fd)
+
+    def node_at(self, offset: int) -> Node:
+        """Whose content is there."""
+        return self.nodes[bisect_right(self.starts, offset) - 1]
+
+    async def fill(self, files: Filesystem, nodes: Sequence[Node]) -> None:
+        """Have the contents of these, and no others, but for those that are binary, too long or gone."""
+        self.starts, self.nodes = [], []
+        await trio.to_thread.run_sync(os.ftruncate, self.fd, 0, limiter=self.limiter)
+        if files.home is not None:
+            await self._fill_from(files.home, nodes)
+            return
+        end = 0
+        for node in nodes:
+            content = await self._stored(files, node)
+            if content is not None:
+                await trio.to_thread.run_sync(self._write, content, end, limiter=self.limiter)
+                self.starts.append(end)
+                self.nodes.append(node)
+                end += len(content)
+
+    async def _fill_from(self, home: Path, nodes: Sequence[Node]) -> None:
+        done = await trio.run_process(
+            python("gather", str(self.fd), str(MAX_FILE_BYTES), os.fspath(home)),
+            stdin=b"".join(node.path + b"\0" for node in nodes),
+            capture_stdout=True,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            pass_fds=(self.fd,),
+            deliver_cancel=_kill,
+        )
+        for node, place in zip(nodes, map(int, done.stdout.split()), strict=False):
+            if place >= 0:
+                self.starts.append(place)
+                self.nodes.append(node)
+
+    async def _stored(self, files: Filesystem, node: Node) -> bytes | None:
+        place = files.place(node.path)
+        try:
+            opened = await place.tree.open(place.path)
+        except NotFoundError:
+            return None
+        content = bytearray()
+        try:
+            async for piece in opened.stream():
+                content += piece
+                if b"\0" in piece or len(content) > MAX_FILE_BYTES:
+                    return None
+        finally:
+            await opened.aclose()
+        return bytes(content if content.endswith(b"\n") else content + b"\n")
+
+    def _write(self, content: bytes, at: int) -> None:
+        with on_disk(self.directory):
+            left = memoryview(content)
+            while left:
+                written = os.pwrite(self.fd, left, at)
+                at += written
+                left = left[written:]
+
+
+async def _kill(process: trio.Process) -> None:
+    process.kill()
