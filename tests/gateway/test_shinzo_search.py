@@ -37,7 +37,9 @@ def searched(
         for program in Path(directory).iterdir() if Path(directory).is_dir() else ():
             if program.name != "rg" and not (path / program.name).exists():
                 (path / program.name).symlink_to(program)
-    with gateways.gateway(base, f"file://{base}/store", gateway='search_time = "2s"', PATH=str(path)) as running:
+    with gateways.gateway(
+        base, f"file://{base}/store", gateway='search_time = "2s"', PATH=str(path)
+    ) as running:
         yield running
 
 
