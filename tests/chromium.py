@@ -117,12 +117,25 @@ class Tab:
                 value = None
             if value:
                 return value
-            assert time.monotonic() < deadline, (expression, self.evaluate("document.body.innerText"))
+            assert time.monotonic() < deadline, (expression, self.text())
             select.select([], [], [], 0.02)
 
     def text(self) -> str:
         """What is read on the page."""
         return str(self.evaluate("document.body.innerText"))
+
+    def texts(self, selector: str, what: str = "innerText") -> list[str]:
+        """What is read in each of the elements that match."""
+        all_of = f"[...document.querySelectorAll({json.dumps(selector)})]"
+        return list(self.evaluate(f"{all_of}.map((each) => each.{what})"))
+
+    def click(self, text: str, *, within: str = "main") -> None:
+        """Follow the link, or press the button, that is called so, to another page."""
+        found = f"[...document.querySelector({json.dumps(within)}).querySelectorAll('a, button')]"
+        says = json.dumps(text)
+        self.follow(
+            f"{found}.find((each) => [each.innerText.trim(), each.ariaLabel].includes({says})).click()"
+        )
 
     def follow(self, expression: str) -> None:
         """Do what leads to another page, and wait until that is there."""
@@ -185,7 +198,10 @@ def _pipe() -> tuple[int, int]:
 
 @contextmanager
 def running(profile: Path, downloads: Path, *, shows_pdf: bool = False) -> Iterator[Chromium]:
-    """A browser with a new profile in ``profile``, ended at the end; unless it ``shows_pdf`` it saves them."""
+    """A browser with a new profile in ``profile``, ended at the end.
+
+    PDF documents are saved, too, unless it ``shows_pdf``.
+    """
     (profile / "Default").mkdir(parents=True)
     preferences = {
         "download": {"default_directory": str(downloads), "prompt_for_download": False},
