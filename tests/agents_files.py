@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
+import mounts
+from gateways import DEADLINE_S, Gateway
 
 
 class Agent:
@@ -38,11 +47,65 @@ class Agent:
         assert answer.status_code == 200, answer.text
         return str(answer.json()["content"])
 
+    def empty(self, directory: str) -> None:
+        """Remove what a directory holds."""
+        for entry in self.ask("GET", f"directories/{directory}", includeHidden="true").json()["entries"]:
+            kind = "directories" if entry["type"] == "directory" else "files"
+            path = quote(os.fsencode(entry["name"]), safe="")
+            answer = self.ask("DELETE", f"{kind}/{directory}/{path}?recursive=true")
+            assert answer.status_code == 200, answer.text
+
     def names(self, path: str = "", **query: Any) -> list[str]:
         """What a directory holds."""
         answer = self.ask("GET", f"directories/{path}", **query)
         assert answer.status_code == 200, answer.text
         return [entry["name"] for entry in answer.json()["entries"]]
+
+
+@dataclass(frozen=True)
+class Home:
+    """A live home of an agent: where it is mounted, and its execution."""
+
+    agent: Agent
+    path: Path
+    execution: str
+
+    def end(self) -> None:
+        """Have the execution end, and wait until everything is in the store."""
+        answer = self.agent.client.post(
+            f"/agents/v2/executions/{self.execution}/status", json={"status": "cancelled"}
+        )
+        assert answer.status_code in (200, 409), answer.text
+        self.wait_for("cancelled")
+
+    def wait_for(self, status: str) -> None:
+        """Until it has a status."""
+        until = time.monotonic() + DEADLINE_S
+        while True:
+            item = self.agent.client.get(f"/agents/v2/executions/{self.execution}").json()
+            if item["status"] == status:
+                return
+            assert time.monotonic() < until, item
+            time.sleep(0.05)
+
+
+@contextmanager
+def executing(gateway: Gateway, agent: Agent) -> Iterator[Home]:
+    """An execution of an agent that runs, and has ended at the end."""
+    base = gateway.state.parent
+    base.chmod(0o755)
+    answer = agent.client.post(f"/agents/v2/agents/{agent.id}/execute", json={})
+    assert answer.status_code == 202, answer.text
+    execution = answer.json()["executionId"]
+    home = Home(agent, base / "state-mounts" / execution, execution)
+    try:
+        home.wait_for("running")
+        yield home
+        home.end()
+    finally:
+        for path in mounts.mountpoints_below(base):
+            if path.name == execution:
+                mounts.detach(path)
 
 
 def is_refused(answer: httpx.Response, status: int, code: str = "") -> bool:

@@ -156,8 +156,7 @@ def _links(parts: Parts) -> APIRouter:
 
 
 def _shinzo(parts: Parts, authenticate: Authenticate) -> APIRouter:
-    names = [region.name for region in parts.regions]
-    homes = Homes(parts.executions, regions=names, has_others=parts.hosts.proofs is not None)
+    homes = Homes(parts.executions, [region.name for region in parts.regions])
     organizations = {key.organization for key in parts.settings.keys}
     desk = Desk(
         filesystems=Filesystems(parts.regions, parts.trees.get, homes.of),

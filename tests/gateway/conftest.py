@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import gateways
 import httpx
 import pytest
+from agents_files import Agent, executing
 from gateways import Gateway
 
 
@@ -15,6 +17,22 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     base = tmp_path_factory.mktemp("gateway")
     with gateways.gateway(base, f"file://{base}/store") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def executed(gateway: Gateway) -> Iterator[tuple[Agent, Path]]:
+    """An agent whose execution runs, for all modules, and where its home is."""
+    with gateway.client() as client, executing(gateway, Agent(client)) as home:
+        yield home.agent, home.path
+
+
+@pytest.fixture
+def live(executed: tuple[Agent, Path]) -> Agent:
+    """An agent whose execution runs; what it holds is removed before each test."""
+    agent, _ = executed
+    for region in ("shared", "workspace", "uploads", "downloads"):
+        agent.empty(region)
+    return agent
 
 
 @pytest.fixture

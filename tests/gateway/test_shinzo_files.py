@@ -18,9 +18,16 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
 @pytest.fixture
-def agent(gateway: Gateway) -> Iterator[Agent]:
+def idle(gateway: Gateway) -> Iterator[Agent]:
     with gateway.client() as client:
         yield Agent(client)
+
+
+@pytest.fixture(params=["idle", "live"])
+def agent(request: pytest.FixtureRequest) -> Agent:
+    agent = request.getfixturevalue(request.param)
+    assert isinstance(agent, Agent)
+    return agent
 
 
 def test_a_file_is_created_read_updated_and_deleted(agent: Agent) -> None:
@@ -157,22 +164,26 @@ def test_a_patch_that_makes_no_sense_changes_nothing(
     assert is_refused(agent.patch("shared", "append", "x"), 400)
 
 
-def test_of_appends_at_the_same_time_none_is_lost(agent: Agent, gateway: Gateway) -> None:
+@pytest.mark.parametrize(("of", "turns"), [("idle", 10), ("live", 4)])
+def test_of_appends_at_the_same_time_none_is_lost(
+    request: pytest.FixtureRequest, gateway: Gateway, of: str, turns: int
+) -> None:
+    agent = request.getfixturevalue(of)
     agent.create("shared/log", "")
 
     def appends(number: int) -> None:
         with gateway.client() as client:
             mine = Agent(client, agent.id)
-            for turn in range(10):
+            for turn in range(turns):
                 assert mine.patch("shared/log", "append", f"{number}.{turn}\n").status_code == 200
 
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(appends, range(20)))
     lines = agent.content("shared/log").split()
-    assert sorted(lines) == sorted(f"{number}.{turn}" for number in range(20) for turn in range(10))
+    assert sorted(lines) == sorted(f"{number}.{turn}" for number in range(20) for turn in range(turns))
     for number in range(20):
         mine = [line for line in lines if line.startswith(f"{number}.")]
-        assert mine == [f"{number}.{turn}" for turn in range(10)]
+        assert mine == [f"{number}.{turn}" for turn in range(turns)]
 
 
 # -- directories
@@ -197,10 +208,11 @@ def test_directories_are_made_listed_and_removed(agent: Agent) -> None:
     assert TIME.fullmatch(file["modified_at"])
     assert agent.names("shared/a", includeHidden="true") == [".h", "b", "f"]
     assert agent.names("shared", recursive="true") == ["a", "a/b", "a/f"]
-    assert agent.names("", recursive="true", includeHidden="true") == [
-        *("shared", "shared/a", "shared/a/.h", "shared/a/.h/g", "shared/a/b", "shared/a/f")
-    ]
-    assert agent.names() == ["shared"]
+    regions = set(agent.names())
+    assert regions in ({"shared"}, {"debug", "downloads", "shared", "uploads", "workspace"})
+    assert set(agent.names("", recursive="true", includeHidden="true")) - regions == {
+        *("shared/a", "shared/a/.h", "shared/a/.h/g", "shared/a/b", "shared/a/f")
+    }
     assert agent.ask("GET", "directories").json() == agent.ask("GET", "directories/").json()
     assert is_refused(agent.ask("GET", "directories/shared/none"), 404)
     assert is_refused(agent.ask("GET", "directories/shared/a/f"), 400)
@@ -293,7 +305,6 @@ def test_copies_and_moves(agent: Agent, where: str) -> None:
         assert is_refused(ask(verb, "shared/d", "shared/d/e"), 400)
         assert is_refused(ask(verb, "shared", "shared/x"), 400)
         assert is_refused(ask(verb, "shared/h", "../x"), 400)
-        assert is_refused(ask(verb, "shared/h", "workspace/x"), 409, "CONFLICT")
         assert is_refused(agent.ask("POST", f"{where}{verb}", {"source": "shared/h"}), 400)
     assert ask("copy", "shared/h", "shared/d/f", overwrite=True).status_code == 200
     assert ask("move", "shared/h", "shared/c/d/f", overwrite=True).status_code == 200
@@ -324,7 +335,8 @@ def test_a_batch_says_of_each_what_became_of_it(agent: Agent) -> None:
 # -- agents, regions, keys
 
 
-def test_an_agent_begins_with_its_first_file_and_is_nobody_elses(agent: Agent, gateway: Gateway) -> None:
+def test_an_agent_begins_with_its_first_file_and_is_nobody_elses(idle: Agent, gateway: Gateway) -> None:
+    agent = idle
     everything = [
         ("GET", "files/shared/f"), ("PUT", "files/shared/f"), ("PATCH", "files/shared/f"),
         ("DELETE", "files/shared/f"), ("GET", "directories/shared"), ("DELETE", "directories/shared/d"),
@@ -350,7 +362,8 @@ def test_an_agent_begins_with_its_first_file_and_is_nobody_elses(agent: Agent, g
         assert Agent(client, agent.id).names("shared") == ["f"]
 
 
-def test_an_agent_is_created_with_its_files(agent: Agent, gateway: Gateway) -> None:
+def test_an_agent_is_created_with_its_files(idle: Agent, gateway: Gateway) -> None:
+    agent = idle
     files = [
         {"path": "shared/a.txt", "content": "ä"},
         {"path": "/shared/d/b", "content": "AAE=", "encoding": "base64"},
@@ -388,13 +401,15 @@ def test_an_agent_is_created_with_its_files(agent: Agent, gateway: Gateway) -> N
         ({"initial_files": [{"path": "workspace/x", "content": ""}]}, 409),
     ],
 )
-def test_an_agent_that_makes_no_sense_is_not_created(agent: Agent, body: Any, status: int) -> None:
+def test_an_agent_that_makes_no_sense_is_not_created(idle: Agent, body: Any, status: int) -> None:
+    agent = idle
     answer = agent.client.post("/v1/agent/create", json={"id": agent.id} | body)
     assert is_refused(answer, status)
     assert is_refused(agent.ask("GET", "directories"), 404)
 
 
-def test_regions_that_an_idle_agent_has_not_are_a_conflict(agent: Agent) -> None:
+def test_regions_that_an_idle_agent_has_not_are_a_conflict(idle: Agent) -> None:
+    agent = idle
     agent.create("shared/f")
     for path in ("workspace/x", "uploads", "downloads/a/b", "debug", "loose.txt", "home"):
         for method, where, body in (
@@ -407,6 +422,10 @@ def test_regions_that_an_idle_agent_has_not_are_a_conflict(agent: Agent) -> None
             answer = agent.ask(method, f"{where}/{path}", body)
             assert is_refused(answer, 409, "CONFLICT")
             assert "while an execution of the agent runs" in answer.json()["error"]
+    for verb in ("copy", "move"):
+        for fields in (("shared/f", "workspace/x"), ("workspace/x", "shared/g")):
+            body = dict(zip(("source", "destination"), fields, strict=True))
+            assert is_refused(agent.ask("POST", verb, body), 409, "CONFLICT")
 
 
 # -- paths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import NoReturn
@@ -50,9 +51,10 @@ class Files:
         is_download = query_flag(request, "download")
         files = await self._desk.open(request)
         place = files.place(path) if path else _refuse_directory(path)
-        opened = await place.tree.open(place.path)
         if is_download:
-            return await send_file(request, opened, await type_at(opened))
+            media_type = await type_at(await place.tree.open(place.path))
+            return await send_file(request, await place.tree.open(place.path), media_type)
+        opened = await place.tree.open(place.path)
         return await content_answer(opened, path, encoding, self._desk.spool, self._desk.limits.spool)
 
     async def create(self, request: Request) -> Response:
@@ -85,11 +87,12 @@ class Files:
         path = path_of(request)
         with Spool(self._desk.spool) as spool:
             change = _Change.of(await self._upload(request, spool))
-            place = (await self._desk.open(request)).place(path)
+            files = await self._desk.open(request)
+            place = files.place(path)
             key = (key_of(request).organization, agent_of(request), path)
             lock = self._patching.setdefault(key, trio.Lock())
             async with lock:
-                node = await self._patched(place, change)
+                node = await self._patched(place, change, is_live=files.home is not None)
         return JsonAnswer(written(place.whole(node), "updated_at"))
 
     async def delete(self, request: Request) -> Response:
@@ -104,15 +107,18 @@ class Files:
     async def _upload(self, request: Request, spool: Spool) -> Upload:
         return await read_upload(request, spool, self._desk.limits.spool, self._desk.max_request_bytes)
 
-    async def _patched(self, place: Place, change: _Change) -> Node:
+    async def _patched(self, place: Place, change: _Change, *, is_live: bool) -> Node:
         for _ in range(_TRIES):
             with Spool(self._desk.spool) as spool:
                 opened = await place.tree.open(place.path)
+                there = opened.node
                 try:
+                    if is_live and time.time_ns() - there.mtime_ns < _AGAIN_S * 1e9:
+                        await trio.sleep(_AGAIN_S)
+                        continue
                     body = await self._applied(opened, change, spool)
                 finally:
                     await opened.aclose()
-                there = opened.node
                 try:
                     (node,) = await place.tree.put(
                         [NewFile(place.path, body, there.mode)], creator=USER, if_match=there.etag

@@ -17,7 +17,7 @@ from agentfuse.errors import BusyError
 from agentfuse.gateway.edge import DeniedError
 from agentfuse.gateway.filetree import FileTree, Node
 from agentfuse.home.walk import join
-from agentfuse.regions import LOOSE, Creator, Region, Scope
+from agentfuse.regions import LOOSE, PLATFORM, Creator, Region, Scope
 from agentfuse.snapshots.entries import printable
 
 USER = Creator.USER
@@ -96,7 +96,9 @@ class Filesystem:
         return sorted(found, key=lambda node: node.path.split(b"/"))
 
     def _is_loose(self, path: bytes) -> bool:
-        return os.fsdecode(path.partition(b"/")[0]) not in self._trees
+        """Of what the home's own root holds: no other region, and not what the platform has there."""
+        first = os.fsdecode(path.partition(b"/")[0])
+        return first not in self._trees and first != PLATFORM.name
 
 
 async def _list(place: Place, *, recursive: bool) -> list[Node]:
