@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class Gateway:
         settings: str = "",
         gateway: str = "",
         grace: str = "20s",
+        listen: str = "127.0.0.1:0",
+        prefix: Sequence[str] = (),
         **environ: str,
     ) -> None:
         self.state = base / "state"
@@ -53,10 +55,10 @@ class Gateway:
         secret.write_text(SECRET)
         config = base / "config.toml"
         config.write_text(_configuration(secret, gateway, settings, grace))
-        command = [sys.executable, "-m", "agentfuse", "serve", "--listen", "127.0.0.1:0"]
+        command = [sys.executable, "-m", "agentfuse", "serve", "--listen", listen]
         command += ["--config", str(config), "--state", str(self.state), "--store", store]
         self.process = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", *command],
+            ["setpriv", "--pdeathsig=KILL", *prefix, *command],
             env=without_ours(os.environ) | {"AGENTFUSE_RUNTIME_DIR": str(base / "run")} | environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -124,10 +124,10 @@ def proxy(directory: Path, server: Server) -> Iterator[Proxy]:
 
 
 @contextlib.contextmanager
-def radosgw(directory: Path) -> Iterator[Server]:
+def radosgw(directory: Path, address: str = "127.0.0.1") -> Iterator[Server]:
     port = free_port()
     command = [str(SCRIPTS / "start-radosgw"), "serve", str(directory / "ceph"), str(port)]
-    with _process(command, directory, port, stdin=subprocess.PIPE) as server:
+    with _process(command, directory, port, {"ADDRESS": address}, stdin=subprocess.PIPE) as server:
         yield Server(server.endpoint, directory / "ceph")
 
 
