@@ -71,6 +71,7 @@ class _Exchange:
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD_BYTES)
         self._nonce = ""
         self._has_sent_all = False
+        self._is_answered = False
         self._failure: Exception | None = None
 
     async def run(self, lost: trio.Event) -> None:
@@ -113,6 +114,8 @@ class _Exchange:
         try:
             while True:
                 message = await self._receive()
+                if message["type"] == "http.disconnect" and self._is_answered:
+                    return  # the server's way to say that all is over
                 if message["type"] == "http.disconnect":
                     self._failure = ClientDisconnect()
                     everything.cancel()
@@ -151,6 +154,7 @@ class _Exchange:
             await self._send({"type": "http.response.body", "body": bytes(event.data), "more_body": True})
         if not isinstance(event, h11.EndOfMessage):
             raise _unknown(self._host, "it broke off")
+        self._is_answered = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _next(self) -> object:
