@@ -58,8 +58,8 @@ _EXECUTE: dict[str, Any] = {
 }
 
 
-def list_router(authenticate: Authenticate, api: ExecutionsApi) -> APIRouter:
-    """The route that lists."""
+def records_router(authenticate: Authenticate, api: ExecutionsApi) -> APIRouter:
+    """The routes that need nothing but records, which every host has."""
     routes = _routes(authenticate)
     listed = describe.route(
         models.ExecutionPage,
@@ -69,6 +69,8 @@ def list_router(authenticate: Authenticate, api: ExecutionsApi) -> APIRouter:
         schemas=listing.SCHEMAS,
     )
     routes.get("/executions", name="executions_list", **listed)(api.list_executions)
+    found = describe.route(models.ExecutionItem, errors=models.Error, codes=_ERRORS, path=_ID)
+    routes.get("/executions/{executionId}", name="execution_get", **found)(api.get)
     return routes
 
 
@@ -95,7 +97,6 @@ def router(authenticate: Authenticate, api: ExecutionsApi) -> APIRouter:
     routes = _routes(authenticate)
     one = "/executions/{executionId}"
     described = partial(describe.route, errors=models.Error, codes=_ERRORS)
-    routes.get(one, name="execution_get", **described(models.ExecutionItem, path=_ID))(api.get)
     waited = described(
         models.Waited, also=[202], path=_ID, query=_TIMEOUT, schemas={"timeoutSeconds": _TIMEOUT_SCHEMA}
     )

@@ -38,7 +38,7 @@ class Asteroid:
         """The routes."""
         begun = executions.ExecutionsApi(self.executions, public_url=self.public_url)
         of_executions = at_owner(self.authenticate, self.hosts, self._execution)
-        yield executions.list_router(self.authenticate, begun)
+        yield executions.records_router(self.authenticate, begun)
         yield executions.start_router(self._where_begun, begun)
         yield executions.router(of_executions, begun)
         files = execution_files.ExecutionFiles(

@@ -85,7 +85,11 @@ class Hosts:
 
     async def forward(self, scope: Scope, receive: Receive, send: Send, host: Host) -> None:
         """Have another host answer a request, see ``Forwarder``."""
-        await self._forwarder.forward(scope, receive, send, host, self._peers.lost(host.id))
+        try:
+            await self._forwarder.forward(scope, receive, send, host, self._peers.lost(host.id))
+        except StatedError:
+            self._peers.doubt()
+            raise
 
     async def begin(self, tenure: Tenure) -> None:
         """Before executions are adopted: begin an epoch, and the lease of it where there is a cluster."""

@@ -12,13 +12,13 @@ from typing import Any
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agentfuse.errors import AgentfuseError
+from agentfuse.errors import AgentfuseError, UsageError
 from agentfuse.gateway.auth import Authenticate
 from agentfuse.gateway.edge import StatedError
 from agentfuse.gateway.executions.record import Execution
 from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.gateway.hosts.forwarding import target_of
-from agentfuse.gateway.hosts.headers import check_framing, end_to_end, values, without_ours
+from agentfuse.gateway.hosts.headers import Header, check_framing, end_to_end, values, without_ours
 from agentfuse.gateway.hosts.proof import REQUEST_HEADER, Proofs
 from agentfuse.gateway.hosts.roster import Host
 
@@ -48,13 +48,17 @@ class Arrivals:
         inside: dict[str, Any] = {**scope, "headers": without_ours(scope["headers"])}
         try:
             check_framing(scope["headers"])
+        except UsageError as error:
+            inside[_REFUSAL] = error
+            send = _adding(lambda _, __: (b"connection", b"close"), send)
+        try:
             nonce = self._check(scope)
         except AgentfuseError as error:
             inside[_REFUSAL] = error
-            nonce = None
-        if nonce is not None:
-            inside[_NONCE] = nonce
-            send = self._proving(nonce, send)
+        else:
+            if nonce is not None:
+                inside[_NONCE] = nonce
+                send = self._proving(nonce, send)
         await self._app(inside, receive, send)
 
     def _check(self, scope: Scope) -> str | None:
@@ -68,14 +72,23 @@ class Arrivals:
         assert self._proofs
         proofs = self._proofs
 
-        async def proving_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [(name.lower(), value.strip()) for name, value in message.get("headers", [])]
-                proof = proofs.sign_answer(nonce, message["status"], end_to_end(headers))
-                message = {**message, "headers": [*headers, proof]}
-            await send(message)
+        def proof(status: int, headers: list[Header]) -> Header:
+            headers = [(name, value.strip()) for name, value in end_to_end(headers)]
+            return proofs.sign_answer(nonce, status, headers)
 
-        return proving_send
+        return _adding(proof, send)
+
+
+def _adding(header: Callable[[int, list[Header]], Header], send: Send) -> Send:
+    """Sends answers with one header more."""
+
+    async def adding_send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", []))
+            message = {**message, "headers": [*headers, header(message["status"], headers)]}
+        await send(message)
+
+    return adding_send
 
 
 class Departures:

@@ -37,6 +37,7 @@ class Peers:
         self._gap_s = gap_s
         self._seen: dict[str, _Seen] = {}
         self._looked_at = float("-inf")
+        self.doubted = trio.Event()
 
     def saw(self, hosts: Iterable[Host], *, asked_at: float, now: float) -> list[Host]:
         """These records are in the store, as was asked at a time; returns those who are dead."""
@@ -61,6 +62,10 @@ class Peers:
                 _LOG.warning("host %s at %s is lost: silent for %g s", host.id, host.url, host.lease_s)
         return [seen.host for seen in self._seen.values() if seen.is_dead]
 
+    def doubt(self) -> None:
+        """What was seen may be out of date: look again now."""
+        self.doubted.set()
+
     def find(self, host: str) -> Host | None:
         """A host that is not known to be dead."""
         seen = self._seen.get(host)
@@ -83,7 +88,7 @@ async def watch(
     time."""
     limiter = trio.CapacityLimiter(1)
     while True:
-        asked_at = now()
+        asked_at, peers.doubted = now(), trio.Event()
         try:
             with trio.fail_after(every_s * 4):
                 hosts = await trio.to_thread.run_sync(roster.all, limiter=limiter, abandon_on_cancel=True)
@@ -91,4 +96,6 @@ async def watch(
                 await on_lost(host)
         except (trio.TooSlowError, StoreError) as error:
             _LOG.warning("the other hosts cannot be seen: %s", error or "the store does not answer")
-        await trio.sleep(every_s)
+        await trio.sleep(every_s / 10)
+        with trio.move_on_after(every_s * 9 / 10):
+            await peers.doubted.wait()
