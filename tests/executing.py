@@ -155,12 +155,12 @@ class Host:
 
 
 @contextmanager
-def host(base: Path, **options: Any) -> Iterator[Host]:
-    """A host with a gateway."""
+def host(base: Path, *, kill_at: str = "", **options: Any) -> Iterator[Host]:
+    """A host with a gateway; ``kill_at``: where that first one is killed."""
     base.mkdir(exist_ok=True)
     base.chmod(0o755)
     found = Host(base, **options)
-    found.start()
+    found.start(**({"AGENTFUSE_KILL_AT": kill_at} if kill_at else {}))
     try:
         yield found
     finally:

@@ -101,13 +101,17 @@ def test_a_daemon_that_dies_is_followed_by_others_but_not_for_ever(host: Host) -
     path.write_bytes(b"kept")
     for restarts in range(1, 4):
         _kill_daemon(host, execution)
-        until(lambda: host.revisions(execution)[-1]["restarts"] == restarts and host.daemon(execution))
+        _until_restarted(host, execution, restarts)
         until(lambda: _content(path) == b"kept")
     _kill_daemon(host, execution)
     host.until(execution, "failed")
     assert "died 4 times" in host.revisions(execution)[-1]["reason"]
     assert host.files(execution)["workspace/kept"] == (4, "agent")
     assert not host.home(execution).exists()
+
+
+def _until_restarted(host: Host, execution: str, times: int) -> None:
+    until(lambda: host.revisions(execution)[-1]["restarts"] == times and host.daemon(execution))
 
 
 def _content(path: Path) -> bytes | None:
@@ -185,10 +189,8 @@ def test_a_gateway_that_ends_leaves_homes_mounted_and_the_next_one_has_them(tmp_
 
 @pytest.mark.parametrize("step", ["claimed", "mounted", "attached", "flushed"])
 def test_a_gateway_that_is_killed_goes_on_where_it_was(tmp_path: Path, step: str) -> None:
-    with executing.host(tmp_path) as host:
+    with executing.host(tmp_path, kill_at=f"execution.{step}") as host:
         staged = host.stage(("a.txt", b"attached once"))
-        host.kill()
-        host.start(AGENTFUSE_KILL_AT=f"execution.{step}")
         execution = _begin_and_be_killed(host, staged)
         assert host.gateway.wait() == -signal.SIGKILL
         host.start()

@@ -58,7 +58,7 @@ class Journal:
         write_durably(directory / _NOTE, msgspec.json.encode(note) + b"\n")
 
     def notes(self) -> Iterator[Note]:
-        """All of them. A directory without one was being made, or removed, and is removed."""
+        """All of them."""
         try:
             names = sorted(os.listdir(self._directory))
         except FileNotFoundError:
@@ -67,8 +67,7 @@ class Journal:
             try:
                 data = (self._directory / name / _NOTE).read_bytes()
             except FileNotFoundError:
-                self.forget(name)
-                continue
+                continue  # it is being made, or removed
             try:
                 yield msgspec.json.decode(data, type=Note)
             except msgspec.DecodeError as error:
@@ -76,6 +75,12 @@ class Journal:
                     f"{self._directory / name / _NOTE} is damaged: {error}",
                     hint="see what the execution's record says, then remove the directory",
                 ) from error
+
+    def sweep(self) -> None:
+        """Remove what has no note: a gateway was killed while it was made, or removed. For the start only."""
+        for directory in self._directory.glob("*"):
+            if not (directory / _NOTE).exists():
+                self.forget(directory.name)
 
     def forget(self, execution: str) -> None:
         """Remove what is noted of an execution."""

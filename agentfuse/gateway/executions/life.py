@@ -35,6 +35,7 @@ _LOG = logging.getLogger(__name__)
 Phase = Literal["waiting", "starting", "live", "ending", "ended"]
 """Where its files are: nowhere yet, in a mounted home (``live``), on their way to the store, in the store."""
 
+_MOUNT_RETRIES = 3
 _RETRY_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
@@ -67,6 +68,7 @@ class Life:
         self._is_done = False
         self._changed = trio.Event()
         self._told_to_end = trio.Event()
+        self._changing = trio.Lock()
         self._pausing = trio.Lock()
 
     @property
@@ -80,16 +82,17 @@ class Life:
 
     async def change(self, change: Callable[[Execution], Execution]) -> Execution:
         """Change the record, see ``Records.change``."""
-        self.record = await trio.to_thread.run_sync(
-            self._means.records.change,
-            self.record.organization,
-            self.id,
-            change,
-            limiter=self._means.limiter,
-        )
-        if self.record.ends_as is not None:
-            self._told_to_end.set()
-        return self.record
+        async with self._changing:  # so that what is known of it never becomes older
+            self.record = await trio.to_thread.run_sync(
+                self._means.records.change,
+                self.record.organization,
+                self.id,
+                change,
+                limiter=self._means.limiter,
+            )
+            if self.record.ends_as is not None:
+                self._told_to_end.set()
+            return self.record
 
     async def end_as(self, status: Status, reason: str = "") -> None:
         """Have it end so, unless it ends already."""
@@ -173,20 +176,23 @@ class Life:
             if outcome == "died" and not await self._may_restart():
                 return False
         self._enter("starting")
-        for wait_s in (*_RETRY_S[:3], None):
+        failures = 0
+        while True:
             try:
                 await mounts.start(self.record.agent, self.id)
             except (EnvironmentProblem, BusyError) as error:
-                if wait_s is None:
+                if failures == _MOUNT_RETRIES:
                     await self.end_as(Status.FAILED, str(error))
                     return False
+                wait_s = _RETRY_S[failures]
+                # Who holds the home finishes it, and will be done with that.
+                failures += not isinstance(error, BusyError)
                 _LOG.warning("execution %s: %s; trying again in %g s", self.id, error, wait_s)
                 if await self._told_within(wait_s):
                     return False
             else:
                 passing("execution.mounted")
                 return True
-        raise AssertionError
 
     async def _may_restart(self) -> bool:
         """Count that the daemon died; False when that was once too often."""

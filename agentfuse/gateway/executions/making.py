@@ -52,6 +52,7 @@ def make_executions(
         return trees.get(tenant_owner(tenant), TENANT_FILES, settings.quota_of(tenant))
 
     journal = Journal(config.state)
+    journal.sweep()
     means = Means(
         records=Records(store),
         hints=Hints(store),

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,9 @@ from agentfuse.sync.recovery import finish, held
 _LOG = logging.getLogger(__name__)
 
 _POLL_S = 0.05
+_HELD_S = 10.0
+"""So long may a sandbox hold a home that was unmounted here."""
+
 _LOOK_S = 0.5
 """How often one looks for the end of a process that cannot be waited for."""
 
@@ -120,8 +124,12 @@ class Mounts:
 
     def remove(self, execution: str) -> None:
         """Remove the mountpoint, which nothing is mounted at, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.rmdir(self.path(execution))
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # root wrote there while nothing was mounted: it is not ours to remove
+            _LOG.warning("%s is left: %s", self.path(execution), error.strerror)
 
     def remove_home(self, execution: str) -> bool:
         """Remove an ended home from this host, unless it is still needed here; whether it is gone."""
@@ -146,14 +154,20 @@ class Mounts:
         if entry is None:
             return
         client = AsyncControlClient(entry.socket)
+        held_at = trio.current_time() + _HELD_S
         for lazy in (
             False,
             True,
         ):  # a process that is left in the home does not keep the execution from ending
             try:
-                async for line in client.lines(asks.unmount(lazy=lazy, timeout_s=None)):
-                    if "say" in line:
-                        _LOG.info("execution %s: %s", execution, line["say"])
+                async with aclosing(client.lines(asks.unmount(lazy=lazy, timeout_s=None))) as lines:
+                    async for line in lines:
+                        if "say" in line:
+                            _LOG.info("execution %s: %s", execution, line["say"])
+                        if not lazy and trio.current_time() > held_at and await _is_held(client, entry):
+                            break
+                    else:
+                        return
             except NotFoundError:
                 return  # it has ended
             except BusyError as error:
@@ -166,8 +180,6 @@ class Mounts:
                 _LOG.warning("execution %s: %s", execution, error)
                 if not _is_mounted(entry):
                     return  # unmounted, but not flushed: that is done by us
-            else:
-                return
 
     def _finish(self, execution: str) -> None:
         lock = self._registry.lock(self.path(execution))
@@ -195,6 +207,11 @@ class _Logging:
 
     def progress(self, moment: Progress) -> None:
         """Nobody looks."""
+
+
+async def _is_held(client: AsyncControlClient, entry: PublishedMount) -> bool:
+    """Whether a home is in use although it is not on its path any more."""
+    return not _is_mounted(entry) and (await client.ask(asks.status())).state == "live"
 
 
 def _is_mounted(entry: PublishedMount) -> bool:

@@ -157,12 +157,12 @@ class Executions:
     async def tidy(self) -> None:
         """Remove from this host, for ever and ever, what ended as long ago as is configured."""
         while True:
-            try:
-                for note in await self._in_thread(lambda: list(self._means.journal.notes())):
-                    if note.ended_at is not None and note.ended_at + self._keep_ended_s <= time.time():
+            for note in await self._in_thread(lambda: list(self._means.journal.notes())):
+                if note.ended_at is not None and note.ended_at + self._keep_ended_s <= time.time():
+                    try:
                         await self._in_thread(self._remove_ended, note)
-            except AgentfuseError as error:
-                _LOG.warning("ended executions were not removed from this host: %s", error)
+                    except AgentfuseError as error:
+                        _LOG.warning("execution %s was not removed from this host: %s", note.id, error)
             await trio.sleep(max(_TIDY_S[0], min(self._keep_ended_s, _TIDY_S[1])))
 
     def _remove_ended(self, note: Note) -> None:

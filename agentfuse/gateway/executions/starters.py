@@ -13,11 +13,13 @@ from typing import Protocol
 import trio
 
 from agentfuse.config import Config
-from agentfuse.errors import EnvironmentProblem
+from agentfuse.errors import BusyError, EnvironmentProblem
 from agentfuse.gateway.executions.journal import Journal
 from agentfuse.home.tree import write_durably
 
 _SAID_BYTES = 2000
+_OURS = ("AGENTFUSE_DEV_KEY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
+"""A key, and what systemd tells the gateway alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,8 @@ class Starter(Protocol):
     """Starts daemons."""
 
     async def start(self, wanted: Wanted) -> None:
-        """Mount a home; returns when it is usable. Raises ``EnvironmentProblem`` that says why it is not."""
+        """Mount a home; returns when it is usable. Raises ``EnvironmentProblem`` that says why it is not, and
+        ``BusyError`` when another process has the home now."""
 
 
 class Child:
@@ -43,7 +46,7 @@ class Child:
         self._options = ["--store", config.store, "--state", str(config.state), "--retain", "--background"]
         if config_file is not None:
             self._options += ["--config", str(config_file.absolute())]
-        self._environ = {name: value for name, value in environ.items() if name != "AGENTFUSE_DEV_KEY"}
+        self._environ = {name: value for name, value in environ.items() if name not in _OURS}
 
     async def start(self, wanted: Wanted) -> None:
         whose = ["--agent", wanted.agent, "--execution", wanted.execution]
@@ -59,7 +62,8 @@ class Child:
         )
         if done.returncode:
             said = done.stderr[-_SAID_BYTES:].decode(errors="replace").strip()
-            raise EnvironmentProblem(f"the home cannot be mounted: {said or f'exit code {done.returncode}'}")
+            kind = BusyError if done.returncode == BusyError.exit_code else EnvironmentProblem
+            raise kind(f"the home cannot be mounted: {said or f'exit code {done.returncode}'}")
 
 
 class Systemd:
