@@ -138,12 +138,14 @@ def _downloads(host: Host, api: Sdk, execution: str) -> None:
     code = files.workspace[0]
     redirect = api.files.execution_file_download_redirect_without_preload_content
     assert redirect(execution, pdf.id).data == PDF  # the SDK follows
-    assert api.files.execution_context_file_download_redirect_without_preload_content(
-        execution, pdf.id
-    ).data == PDF
-    assert api.files.execution_agent_file_download_redirect_without_preload_content(
-        execution, code.id
-    ).data == b"print()"
+    assert (
+        api.files.execution_context_file_download_redirect_without_preload_content(execution, pdf.id).data
+        == PDF
+    )
+    assert (
+        api.files.execution_agent_file_download_redirect_without_preload_content(execution, code.id).data
+        == b"print()"
+    )
     with pytest.raises(ApiException) as caught:
         api.files.execution_context_file_download_redirect(execution, code.id)
     assert (caught.value.status, caught.value.body) == (404, "File not found.")
@@ -305,7 +307,11 @@ def test_who_asks_is_known(api: Sdk) -> None:
     context, me = api.context.context_get(), api.context.whoami_get()
     assert context.user_id == me.id
     assert [(each.id, each.name) for each in context.organizations] == [(ORGANIZATION, "acme")]
-    assert (me.kind.value, me.credential.value, me.organization_id) == ("api_key", "org_api_key", ORGANIZATION)
+    assert (me.kind.value, me.credential.value, me.organization_id) == (
+        "api_key",
+        "org_api_key",
+        ORGANIZATION,
+    )
     with pytest.raises(ApiException) as caught:
         Sdk(api.context.api_client.configuration.host, "wrong").context.whoami_get()
     assert (caught.value.status, caught.value.body) == (401, '{"code":401,"message":"Unauthorized"}')
@@ -326,7 +332,10 @@ def test_a_client_of_sdk_1_6_keeps_an_agents_memory(host: Host) -> None:
         (home / "shared/notes/n.md").write_text("agent's")
         host.end(first)
         listed = client.get(shared).json()
-        assert sorted(file["filePath"] for file in listed["files"]) == ["shared/a (1).txt", "shared/notes/n.md"]
+        assert sorted(file["filePath"] for file in listed["files"]) == [
+            "shared/a (1).txt",
+            "shared/notes/n.md",
+        ]
         assert listed["totalSize"] == 1 + len("agent's")
         assert all(len(file["checksum"]) == 64 and file["version"] >= 1 for file in listed["files"])
         for file in listed["files"]:

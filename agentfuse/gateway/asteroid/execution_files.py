@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import trio
 from fastapi import APIRouter, Depends, Request, Response
@@ -29,6 +30,7 @@ from agentfuse.regions import MiB
 MAX_FILE_BYTES = 200 * MiB
 """What an execution's uploads may hold by default."""
 
+_AT_ONCE = 2000
 _KEPT_PLACES = 50_000
 _ID = {"executionId": "The execution"}
 
@@ -97,12 +99,16 @@ class ExecutionFiles:
         execution = await self._execution(request)
         nodes = await self._nodes(execution, files.DIRECTORIES)
         root = self._root(request, execution)
-        directories = {
-            region: [files.agent_file(execution, root, region, node) for node in found]
-            for region, found in nodes.items()
-        }
+        directories: dict[str, list[dict[str, Any]]] = {}
         for region, found in nodes.items():
-            self._remember(execution, region, found)
+            shown = directories[region] = []
+            for start in range(0, len(found), _AT_ONCE):
+                shown += [
+                    files.agent_file(execution, root, region, node)
+                    for node in found[start : start + _AT_ONCE]
+                ]
+                await trio.lowlevel.checkpoint()  # others want to be answered, too
+            self._remember(execution, region, shown, found)
         return JsonAnswer(files.agent_files(directories))
 
     async def list_context(self, request: Request) -> Response:
@@ -110,10 +116,13 @@ class ExecutionFiles:
         execution = await self._execution(request)
         root, found = self._root(request, execution), []
         for region, nodes in (await self._nodes(execution, files.CONTEXT)).items():
-            self._remember(execution, region, nodes)
             urls = await self._links.urls(request, execution, region, nodes)
-            for node, url in zip(nodes, urls, strict=True):
-                found.append(files.context_file(execution, root, region, node, url))
+            shown = [
+                files.context_file(execution, root, region, node, url)
+                for node, url in zip(nodes, urls, strict=True)
+            ]
+            self._remember(execution, region, shown, nodes)
+            found += shown
         return JsonAnswer(found)
 
     async def upload(self, request: Request) -> Response:
@@ -207,12 +216,12 @@ class ExecutionFiles:
             raise failures[0]
         return found
 
-    def _remember(self, execution: Execution, region: str, nodes: Sequence[Node]) -> None:
+    def _remember(
+        self, execution: Execution, region: str, shown: Sequence[dict[str, Any]], nodes: Sequence[Node]
+    ) -> None:
         """Where files are that somebody has just seen, and is likely to ask for."""
-        for node in nodes:
-            key = (execution.id, file_id(execution.id, region, node.path))
-            self._places[key] = (region, node.path)
-            self._places.move_to_end(key)
+        for file, node in zip(shown, nodes, strict=True):
+            self._places[execution.id, file["id"]] = (region, node.path)
         while len(self._places) > _KEPT_PLACES:
             self._places.popitem(last=False)
 

@@ -35,11 +35,12 @@ _TEXTS = ("text/", "application/json", "application/xml", "application/yaml", "a
 def agent_file(execution: Execution, root: str, region: str, node: Node) -> dict[str, Any]:
     """An AgentFile. ``root`` is the URL of the execution."""
     found = _of_execution(execution, root, region, node, "debug-files" if region == "debug" else "files")
-    return found | {
-        "updatedAt": timestamp(node.mtime_ns / 1e9),
-        "directory": region,
-        "createdBy": node.created_by,
-    }
+    found["updatedAt"] = (
+        found["createdAt"] if node.mtime_ns == node.created_ns else timestamp(node.mtime_ns / 1e9)
+    )
+    found["directory"] = region
+    found["createdBy"] = node.created_by
+    return found
 
 
 def context_file(execution: Execution, root: str, region: str, node: Node, signed_url: str) -> dict[str, Any]:
@@ -102,13 +103,14 @@ def text_of(path: bytes) -> str:
 
 def _of_execution(execution: Execution, root: str, region: str, node: Node, kind: str) -> dict[str, Any]:
     found_id = file_id(execution.id, region, node.path)
+    path = text_of(node.path)
     return {
         "id": found_id,
         "agentId": execution.agent,
         "workflowId": execution.agent,
         "executionId": execution.id,
-        "filePath": f"{region}/{text_of(node.path)}",
-        "fileName": text_of(node.name),
+        "filePath": f"{region}/{path}",
+        "fileName": path.rpartition("/")[2],
         "fileSize": node.size,
         "mimeType": media_type_of(node),
         "createdAt": timestamp((node.created_ns or node.mtime_ns) / 1e9),
