@@ -21,7 +21,8 @@ ANSWER_S = 60.0
 class Chromium:
     """A browser that saves into one directory without asking. Use ``running``."""
 
-    def __init__(self, to_browser: int, from_browser: int) -> None:
+    def __init__(self, to_browser: int, from_browser: int, downloads: Path) -> None:
+        self.downloads = downloads
         self._to = to_browser
         self._from = from_browser
         self._buffer = b""
@@ -98,6 +99,14 @@ class Tab:
         """Go to an address, and wait until it is there."""
         self.do("Page.navigate", url=url)
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def show(self) -> None:
+        """Have it in front of the other tabs, which are hidden then."""
+        self.do("Page.bringToFront")
+
+    def close(self) -> None:
+        """Be done with it."""
+        self.do("Page.close")
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression in the page."""
@@ -223,7 +232,7 @@ def running(profile: Path, downloads: Path, *, shows_pdf: bool = False) -> Itera
     )  # fmt: skip
     os.close(commands[0])
     os.close(answers[1])
-    browser = Chromium(commands[1], answers[0])
+    browser = Chromium(commands[1], answers[0], downloads)
     try:
         browser.do("Browser.setDownloadBehavior", behavior="default", eventsEnabled=True)
         yield browser

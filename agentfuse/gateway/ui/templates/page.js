@@ -74,25 +74,36 @@ const live = document.querySelector("[data-arrivals]");
 if (live) {
   const rows = live.querySelector("tbody");
   const spoken = document.querySelector("#spoken");
-  const source = new EventSource(live.dataset.arrivals);
-  source.addEventListener("arrival", (event) => {
+  let source = null;
+  let since = live.dataset.since;
+  const arrived = (event) => {
     const { row, text } = JSON.parse(event.data);
+    since = event.lastEventId;
     live.querySelector(".empty")?.closest("tr").remove();
     rows.prepend(parsed(row));
     rows.firstElementChild.classList.add("new");
     while (rows.children.length > 100) rows.lastElementChild.remove();
     spoken.textContent = text;
-  });
-  source.addEventListener("state", (event) => {
+  };
+  const changed = (event) => {
     for (const [id, html] of Object.entries(JSON.parse(event.data))) {
       const place = document.getElementById(id);
       if (place && !place.contains(document.activeElement)) place.replaceChildren(parsed(html));
     }
-  });
-  source.addEventListener("end", () => {
-    source.close();
-    location.reload();
-  });
+  };
+  const listen = () => {
+    source?.close();
+    if (document.hidden) return; // a browser has six connections for all its tabs
+    source = new EventSource(`${live.dataset.arrivals}?since=${since}`);
+    source.addEventListener("arrival", arrived);
+    source.addEventListener("state", changed);
+    source.addEventListener("end", () => {
+      source.close();
+      location.reload();
+    });
+  };
+  document.addEventListener("visibilitychange", listen);
+  listen();
 }
 
 for (const place of document.querySelectorAll("[data-fragment]")) {
