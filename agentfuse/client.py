@@ -311,6 +311,13 @@ class Home:
         """Change the permissions of a file or directory, or what is kept in its attribute ``user.labels``."""
         return self._client.ask(asks.annotate(path, mode=mode, labels=labels, creator=str(creator)))
 
+    def set_frozen(self, path: str, *, frozen: bool = True) -> FileInfo:
+        """Freeze a file: until that is undone nobody can change it, or take it away. Its facts then.
+
+        Raises ``BusyError`` while somebody has it open for writing, ``WrongTypeError`` for what is no file.
+        """
+        return self._client.ask(asks.set_frozen(path, frozen=frozen))
+
 
 class AsyncHome:
     """As ``Home``, awaited, under trio or asyncio."""
@@ -505,6 +512,10 @@ class AsyncHome:
     ) -> FileInfo:
         """See ``Home.annotate``."""
         return await self._client.ask(asks.annotate(path, mode=mode, labels=labels, creator=str(creator)))
+
+    async def set_frozen(self, path: str, *, frozen: bool = True) -> FileInfo:
+        """See ``Home.set_frozen``."""
+        return await self._client.ask(asks.set_frozen(path, frozen=frozen))
 
 
 def _place(source: object, target: str) -> str:

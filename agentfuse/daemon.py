@@ -43,6 +43,7 @@ from agentfuse.events.log import EventLog
 from agentfuse.events.notices import STATUS, Notices
 from agentfuse.events.webhooks import Webhooks
 from agentfuse.flush import FinalFlush, Watchers
+from agentfuse.freezing import Freezer
 from agentfuse.fuse.session import Session, SessionOptions, mounted, widen_read_ahead
 from agentfuse.home.files import Files
 from agentfuse.home.observer import Found
@@ -231,7 +232,12 @@ class Mount:
         with (
             mountpoints.closed_below(path) as close_below,
             mounted(
-                self._keeper.home.tree, path, self._keeper.ledger, self._hydration, self._options
+                self._keeper.home.tree,
+                path,
+                self._keeper.ledger,
+                self._hydration,
+                self._options,
+                frozen=self._keeper.frozen,
             ) as session,
         ):
             close_below()
@@ -441,7 +447,8 @@ class Mount:
     def _live_files(self) -> LiveFiles:
         tree, regions = self._keeper.home.tree, self._keeper.config.regions
         files = Files(tree, regions, agent=self._spec.agent, execution=self._spec.execution)
-        return LiveFiles(files, tree, self._hydration, self._doors, self._content_of)
+        freezer = Freezer(tree, self._keeper.frozen, self._session.is_written, self._keeper.remember_frozen)
+        return LiveFiles(files, tree, self._hydration, self._doors, self._content_of, freezer=freezer)
 
 
 def _leaves(group: BaseExceptionGroup[AgentfuseError]) -> Iterator[AgentfuseError]:

@@ -11,6 +11,7 @@
     │  └─ CapacityError       EBUSY    429   75  the host has no room for more now
     ├─ ExistsError            EEXIST   409   73  something has that name already
     ├─ ChangedError           EBUSY    412   75  a file is not what it was when it was read
+    ├─ FrozenError            EPERM    409   73  a file is frozen, so it stays as it is
     ├─ NotFoundError          ENOENT   404   66  no such mount, agent, snapshot
     ├─ QuotaExceededError     EDQUOT   507   73  a region's bytes or files are used up
     ├─ StoreError             EIO      502   69  the object store failed or cannot be reached
@@ -131,6 +132,14 @@ class ChangedError(AgentfuseError):
     errno = errno.EBUSY
     http_status = 412
     exit_code = 75
+
+
+class FrozenError(AgentfuseError):
+    """A file is frozen, or a directory holds one that is: it stays as it is, where it is."""
+
+    errno = errno.EPERM
+    http_status = 409
+    exit_code = 73
 
 
 class NotFoundError(AgentfuseError):

@@ -22,7 +22,8 @@ from agentfuse.control.contract import Content, Page
 from agentfuse.control.messages import OnCollision
 from agentfuse.door.doors import MAX_DOORS, Doors
 from agentfuse.errors import BusyError, ChangedError, NotFoundError, StoreError, WrongTypeError
-from agentfuse.home.files import FileFacts, Files, etag_of, shown
+from agentfuse.freezing import Freezer
+from agentfuse.home.files import FileFacts, Files, etag_of, shown, told
 from agentfuse.home.mime import type_of
 from agentfuse.home.walk import Cursor, join, open_to_fill
 from agentfuse.regions import LOOSE, PLATFORM, Creator
@@ -49,12 +50,15 @@ class LiveFiles:
         hydration: Hydration,
         doors: Doors,
         content_of: Callable[[bytes], bytes | None],
+        *,
+        freezer: Freezer | None = None,
     ) -> None:
         self._content_of = content_of
         self._files = files
         self._tree = tree
         self._hydration = hydration
         self._doors = doors
+        self._freezer = freezer
         self._readers = trio.CapacityLimiter(_READERS)
         # However slowly contents come: what else is to be written finds a door.
         self._puts = trio.CapacityLimiter(MAX_DOORS - 1)
@@ -114,7 +118,7 @@ class LiveFiles:
                 )
             if (made := self._made_now(region, path)) is not None:
                 return MadeFile(made, facts)
-            where = path if region == LOOSE else join(region.encode(), path)
+            where = _where(region, path)
             try:
                 fd = await trio.to_thread.run_sync(self._open, where, limiter=self._readers)
                 try:
@@ -240,6 +244,14 @@ class LiveFiles:
                 await self._label(new[0], path + below, labels)
         return path
 
+    async def set_frozen(self, region: str, path: bytes, *, frozen: bool) -> None:
+        """See ``Freezer.set_frozen``."""
+        assert self._freezer
+        self._require(region, path)
+        with told(region, path):
+            ino = await self._freezer.set_frozen(_where(region, path), frozen=frozen)
+        self._doors.account(region).changed(ino)
+
     def _require(self, region: str, path: bytes) -> None:
         """Only what is in a region: not the platform's own directory, which has doors as well."""
         self._files.require(region, path)
@@ -330,6 +342,10 @@ def _page(
         except _TimeOverError:
             return entries, last()
     return entries, None
+
+
+def _where(region: str, path: bytes) -> bytes:
+    return path if region == LOOSE else join(region.encode(), path)
 
 
 def _labels_below(files: Files, region: str, path: bytes) -> list[tuple[bytes, bytes]]:

@@ -17,6 +17,12 @@ LOOSE = "home"
 """Name of the region that holds the loose files of the home's root (dotfiles)."""
 
 
+FROZEN = b"user.frozen"
+"""The extended attribute of a file that nobody may change. It is in snapshots, and comes back with the file;
+agents neither see nor set it.
+"""
+
+
 class Scope(enum.StrEnum):
     """Whose a region is: the agent's (it survives executions) or one execution's."""
 

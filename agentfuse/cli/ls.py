@@ -31,7 +31,10 @@ def ls(
     ],
     *,
     long: Annotated[
-        bool, typer.Option("-l", "--long", help="Ids, creators, sizes, MIME types, times, and whole paths.")
+        bool,
+        typer.Option(
+            "-l", "--long", help="Ids, creators, what is frozen, sizes, MIME types, times, and whole paths."
+        ),
     ] = False,
     json: options.Json = False,
 ) -> None:
@@ -47,7 +50,7 @@ def ls(
     if json:
         print_json(msgspec.to_builtins(entries))
     elif long:
-        columns = ("ID", "CREATOR", "SIZE", "TYPE", "CREATED", "MODIFIED", "PATH")
+        columns = ("ID", "CREATOR", "FROZEN", "SIZE", "TYPE", "CREATED", "MODIFIED", "PATH")
         print_table(columns, map(_cells, entries), right=("SIZE",))
     else:
         for entry in entries:
@@ -71,6 +74,7 @@ def _cells(entry: FileInfo) -> tuple[str, ...]:
     return (
         entry.id,
         entry.created_by,
+        "yes" if entry.is_frozen else "-",
         format_size(entry.size) if entry.type == "file" else "-",
         entry.mime or entry.type,
         "-" if entry.created_at is None else _clock(entry.created_at),

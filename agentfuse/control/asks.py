@@ -195,6 +195,11 @@ def move(source: str, target: str, *, creator: str, on_collision: OnCollision) -
     return Ask("POST", "/v1/move", Placed, body)
 
 
+def set_frozen(path: str, *, frozen: bool) -> Ask[FileInfo]:
+    """Whether it is frozen."""
+    return Ask("PATCH", f"/v1/stat/{_place_of_file(path)}", FileInfo, {"is_frozen": frozen})
+
+
 def copy(source: str, target: str, *, creator: str, on_collision: OnCollision) -> Ask[Placed]:
     """Another one."""
     body = {"from": source, "to": target, "as": creator, "on_collision": on_collision}

@@ -98,6 +98,9 @@ class FilesControl(Protocol):
     ) -> None:
         """Change the permissions and labels of a file or directory; None leaves them."""
 
+    async def set_frozen(self, region: str, path: bytes, *, frozen: bool) -> None:
+        """Freeze a file, so that nobody can change it or take it away, or have done with that."""
+
     async def remove(self, region: str, path: bytes, *, creator: Creator, recursive: bool) -> None:
         """Remove a name."""
 

@@ -178,12 +178,16 @@ async def _mkdir(control: MountControl, call: Call[MkdirQuery, Nothing]) -> Repl
 
 
 async def _set_attributes(control: MountControl, call: Call[AnyQuery, AttributesChange]) -> Reply:
-    """Change the permissions and labels of a file or directory."""
+    """Change the permissions and labels of a file or directory, or whether a file is frozen."""
     asked = call.body
+    if asked.is_frozen is False:
+        await control.files.set_frozen(call.region, call.path, frozen=False)
     mode = None if asked.mode is None else int(asked.mode, 8)
     await control.files.annotate(
         call.region, call.path, creator=asked.creator, mode=mode, labels=asked.labels
     )
+    if asked.is_frozen:
+        await control.files.set_frozen(call.region, call.path, frozen=True)
     return Answer((await control.files.stat(call.region, call.path)).as_dict())
 
 

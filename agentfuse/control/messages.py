@@ -129,11 +129,13 @@ class MkdirQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 class AttributesChange(msgspec.Struct, forbid_unknown_fields=True):
     """What is to be set of a file or directory; what is left out stays. ``mode``: its permissions, in octal;
-    ``labels``: base64, kept in the attribute ``user.labels``, which nobody but their giver reads.
+    ``labels``: base64, kept in the attribute ``user.labels``, which nobody but their giver reads;
+    ``is_frozen``: nobody may change a file that is, nor take it away, until it is so no more.
     """
 
     mode: _Mode | None = None
     labels: bytes | None = None
+    is_frozen: bool | None = None
     creator: Creator = msgspec.field(default=Creator.USER, name="as")
 
 
@@ -298,6 +300,7 @@ class FileInfo(msgspec.Struct):
     is_absent: bool
     etag: str
     labels: bytes = b""
+    is_frozen: bool = False
 
 
 class Listing(msgspec.Struct):

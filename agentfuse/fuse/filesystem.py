@@ -19,6 +19,7 @@ from agentfuse.fuse.handles import Listing
 from agentfuse.fuse.inodes import Inode, InodeTable, path_in_region
 from agentfuse.fuse.names import RENAME_EXCHANGE, RENAME_NOREPLACE, Rename, Side, name_is_gone, renameat2
 from agentfuse.home.creators import Caller, Creators
+from agentfuse.home.frozen import Frozen
 from agentfuse.home.quota import Account, Ledger
 from agentfuse.home.tree import inodes_below
 from agentfuse.home.walk import open_directory, open_to_fill
@@ -51,7 +52,7 @@ class Filesystem:
 
     ``allow_devices``: whether device nodes may be made (the mount has ``dev``). ``absent``: the files
     whose contents are not here yet; whoever opens or truncates one sees to it before. ``creators`` tells
-    who makes them. ``max_files``: so many may be open.
+    who makes them. What is ``frozen`` stays as it is. ``max_files``: so many may be open.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Filesystem:
         ledger: Ledger,
         absent: Absent | None = None,
         creators: Creators | None = None,
+        frozen: Frozen | None = None,
         *,
         gives_away: bool,
         allow_devices: bool,
@@ -70,6 +72,7 @@ class Filesystem:
         self.absent = absent or Absent()
         self.content = Content(inodes, self.absent, max_files=max_files)
         self._creators = creators or Creators()
+        self._frozen = frozen or Frozen()
         self._gives_away = gives_away
         self._allow_devices = allow_devices
 
@@ -86,6 +89,11 @@ class Filesystem:
         with open(fd, "wb") as file:
             file.write(content)
         inode.answer = None
+
+    def require_changeable(self, nodeid: int) -> None:
+        """Raise ``FrozenError`` for a file that is frozen."""
+        if self._frozen.files:
+            self._frozen.require_changeable(self.inodes.get(nodeid).ino)
 
     # Looking ---------------------------------------------------------------------------------------
 
@@ -144,6 +152,7 @@ class Filesystem:
     def setattr(self, nodeid: int, change: Change) -> Entry:
         """Apply a change of attributes; what is refused leaves the size, which is tried first, as it was."""
         inode = self.inodes.get(nodeid)
+        self._frozen.require_changeable(inode.ino)
         inode.answer = None
         if change.size is not None:
             self.content.truncate(inode, change.size)
@@ -225,6 +234,8 @@ class Filesystem:
                 # Nobody gets here whose kernel knows the name: it looks again, and opens.
                 self.inodes.forget(entry[0].nodeid, 1)
                 raise OSError(errno.ESTALE, "the file is there already") from None
+            if flags & (os.O_ACCMODE | os.O_TRUNC):
+                self._frozen.require_changeable(entry[0].ino)
             handle = self.content.open(entry[0], flags)
             return entry[0], self._stat(entry[0]), handle
         passing("create.made")
@@ -308,6 +319,7 @@ class Filesystem:
             raise OSError(errno.EXDEV, "hard links do not cross regions")
         if inode.parent is None:
             raise OSError(errno.ENOENT, "the file has no name left")
+        self._frozen.require_changeable(inode.ino)
         inode.answer = None
         source_fd, directory_fd = self.inodes.two_directory_fds(inode.parent, parent)
         os.link(inode.name, name, src_dir_fd=source_fd, dst_dir_fd=directory_fd, follow_symlinks=False)
@@ -325,6 +337,7 @@ class Filesystem:
         self._refuse_region_root(parent, name)
         directory_fd = self._directory(parent)
         st = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        self._frozen.require_changeable(st.st_ino)
         inode = self.inodes.find(st.st_ino)
         if inode is not None and st.st_nlink > 1 and not inode.more_names and inode.dir_fd < 0:
             self.inodes.anchor(inode)
@@ -370,6 +383,9 @@ class Filesystem:
             raise OSError(errno.EEXIST, "the target exists")
         if target is not None and target.st_ino == source.st_ino:
             return  # two names of one file: rename() does nothing
+        self._frozen.require_movable(source.st_ino)
+        if target is not None:
+            self._frozen.require_movable(target.st_ino)
         rename = Rename(
             self.inodes,
             Side(old_parent, old, old_fd, source, self._account_of(old_parent, old)),

@@ -190,6 +190,7 @@ class Operations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
         self._admit(ctx, inode)
+        self._fs.require_changeable(inode)
         node = self._inodes.get(inode)
         if change.size is not None and node.ino in self._absent:
             await self._ready(node, writing=True, emptying=change.size == 0)
@@ -204,6 +205,7 @@ class Operations(pyfuse3.Operations):
     @changing_handler
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._admit(ctx, inode)
+        self._fs.require_changeable(inode)
         self._xattrs.set(inode, name, value)
 
     @handler
@@ -213,6 +215,7 @@ class Operations(pyfuse3.Operations):
     @changing_handler
     def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         self._admit(ctx, inode)
+        self._fs.require_changeable(inode)
         self._xattrs.remove(inode, name)
 
     @handler
@@ -246,10 +249,14 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
         node = self._inodes.get(inode)
         writing = flags & os.O_ACCMODE != os.O_RDONLY
-        if writing or flags & os.O_TRUNC:
+        changing = writing or bool(flags & os.O_TRUNC)
+        if changing:
             self._admit(ctx, inode)
+            self._fs.require_changeable(inode)
         if self.gate.is_closed or node.ino in self._absent:
             await self._ready(node, writing=writing, emptying=bool(flags & os.O_TRUNC))
+            if changing:
+                self._fs.require_changeable(inode)
         if node.account.is_platforms and (content := self._content_of(node.name)) is not None:
             self._fs.make_anew(node, content)
         return FileInfo(fh=self._content.open(node, flags, ctx.pid))

@@ -24,6 +24,7 @@ from agentfuse.fuse.tally import Tally
 from agentfuse.fuse.tracing import Tracer
 from agentfuse.fuse.xattrs import Xattrs
 from agentfuse.home.creators import Creator, Creators
+from agentfuse.home.frozen import Frozen
 from agentfuse.home.observer import Found
 from agentfuse.home.quota import Ledger
 from agentfuse.home.tree import regular_files
@@ -61,7 +62,9 @@ class Session:
     ``tracer`` tells of its requests; ``ended``: it answers none any more.
     """
 
-    def __init__(self, tree: Path, ledger: Ledger, hydration: Hydration, options: SessionOptions) -> None:
+    def __init__(
+        self, tree: Path, ledger: Ledger, hydration: Hydration, frozen: Frozen, options: SessionOptions
+    ) -> None:
         self.ledger = ledger
         self.ready = trio.Event()
         self.ended = trio.Event()
@@ -76,6 +79,7 @@ class Session:
             ledger,
             hydration.absent,
             Creators(options.rules, options.creator_of, agent_uid=options.agent_uid),
+            frozen,
             gives_away=os.geteuid() == 0,
             allow_devices="dev" in options.extra,
             max_files=max(16, descriptors - directories - min(_OWN_DESCRIPTORS, descriptors // 4)),
@@ -116,6 +120,11 @@ class Session:
     def written(self) -> list[bytes]:
         """Paths below the mountpoint of the files that are open for writing."""
         return self._filesystem.content.written()
+
+    def is_written(self, ino: int) -> bool:
+        """Whether somebody has a file open for writing, given by its inode's number."""
+        inode = self._inodes.find(ino)
+        return inode is not None and inode.file is not None and inode.file.writers > 0
 
     def unfinished(self) -> set[int]:
         """The numbers of the inodes that are being written."""
@@ -198,15 +207,21 @@ class Session:
 
 @contextlib.contextmanager
 def mounted(
-    tree: Path, mountpoint: Path, ledger: Ledger, hydration: Hydration, options: SessionOptions
+    tree: Path,
+    mountpoint: Path,
+    ledger: Ledger,
+    hydration: Hydration,
+    options: SessionOptions,
+    *,
+    frozen: Frozen | None = None,
 ) -> Iterator[Session]:
     """Mount ``tree`` at ``mountpoint``; on leaving, the connection to the kernel is closed.
 
-    ``hydration`` brings what is absent from the tree. Unmounting is the caller's: what is found at the
-    path then may be somebody else's mount. Raises ``EnvironmentProblem`` when the kernel or fusermount3
-    refuses.
+    ``hydration`` brings what is absent from the tree. What is ``frozen`` there stays as it is. Unmounting
+    is the caller's: what is found at the path then may be somebody else's mount. Raises
+    ``EnvironmentProblem`` when the kernel or fusermount3 refuses.
     """
-    session = Session(tree, ledger, hydration, options)
+    session = Session(tree, ledger, hydration, frozen or Frozen(), options)
     try:
         try:
             pyfuse3.init(session.operations, str(mountpoint), session.fuse_options())

@@ -10,6 +10,7 @@ import errno
 import os
 
 from agentfuse.fuse.inodes import InodeTable
+from agentfuse.regions import FROZEN
 
 _USER = b"user."
 _OURS = b"user.agentfuse."
@@ -68,4 +69,4 @@ class Xattrs:
 
 
 def _is_visible(name: bytes) -> bool:
-    return name.startswith(_USER) and not name.startswith(_OURS)
+    return name.startswith(_USER) and not name.startswith(_OURS) and name != FROZEN

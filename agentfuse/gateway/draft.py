@@ -18,6 +18,7 @@ from agentfuse.errors import (
     AgentfuseError,
     ChangedError,
     ExistsError,
+    FrozenError,
     NotEmptyError,
     NotFoundError,
     QuotaExceededError,
@@ -26,7 +27,7 @@ from agentfuse.errors import (
 )
 from agentfuse.home.marks import LABELS
 from agentfuse.home.walk import join
-from agentfuse.regions import Creator
+from agentfuse.regions import FROZEN, Creator
 from agentfuse.snapshots.entries import Entry, names_by_inode, parent_of, printable
 from agentfuse.snapshots.rebase import in_tree_order
 
@@ -100,6 +101,7 @@ class Draft:
         elif there is not None and on_collision == "refuse":
             raise ExistsError(f"{printable(path)!r} exists already")
         replaced = self.entries.get(path)
+        self._require_thawed(replaced)
         made = Entry(
             path=path,
             type="file",
@@ -118,9 +120,10 @@ class Draft:
         found = self.find(path)
         if not path:
             raise UsageError("the root cannot be removed")
-        if found.type == "dir" and self._held[path]:
-            if not recursive:
-                raise NotEmptyError(f"directory {printable(path)!r} is not empty")
+        if found.type == "dir" and self._held[path] and not recursive:
+            raise NotEmptyError(f"directory {printable(path)!r} is not empty")
+        self._require_all_thawed(path)
+        if found.type == "dir":
             for each in self._below(path):
                 self._change(each, None)
         self._change(path, None)
@@ -130,6 +133,7 @@ class Draft:
         found = self._transferable(source, target)
         if source == target:
             return
+        self._require_all_thawed(source)
         self._clear(target, overwrite)
         moved = [found, *map(self.entries.__getitem__, self._below(source))]
         for entry in reversed(moved):
@@ -150,7 +154,8 @@ class Draft:
             path = target + entry.path[len(source) :]
             made = msgspec.structs.replace(entry, path=path, link=0, mtime_ns=self._now_ns)
             if made.type in ("file", "dir"):  # nothing else says whose it is
-                made = msgspec.structs.replace(made, created_by=self._creator)
+                kept = tuple(each for each in made.xattrs if each[0] != FROZEN)
+                made = msgspec.structs.replace(made, created_by=self._creator, xattrs=kept)
             self._change(path, made)
 
     def mkdir(self, path: bytes, *, parents: bool, exist_ok: bool) -> None:
@@ -162,8 +167,8 @@ class Draft:
             raise ExistsError(f"{printable(path)!r} exists already")
         if parents:
             self._make_parents(path)
-        elif self.find(parent_of(path)).type != "dir":
-            raise WrongTypeError(f"{printable(parent_of(path))!r} is no directory")
+        elif missing := self._missing_parents(path):
+            raise NotFoundError(f"{printable(missing[0])!r} does not exist")
         self._make_directory(path)
 
     def annotate(self, path: bytes, *, mode: int | None, labels: bytes | None) -> Entry:
@@ -171,17 +176,19 @@ class Draft:
         found = self.find(path)
         if found.type not in ("file", "dir"):
             raise WrongTypeError(f"{printable(path)!r} is a {found.type}")
-        made = found if mode is None else msgspec.structs.replace(found, mode=mode)
+        if mode is not None:
+            self._require_thawed(found)
+            found = msgspec.structs.replace(found, mode=mode)
         if labels is not None:
-            others = [each for each in found.xattrs if each[0] != LABELS]
-            xattrs = sorted([*others, (LABELS, labels)] if labels else others)
-            made = msgspec.structs.replace(made, xattrs=tuple(xattrs))
-        names = (
-            [each.path for each in self.entries.values() if each.link == found.link] if found.link else [path]
-        )
-        for name in names:
-            self._change(name, msgspec.structs.replace(made, path=name))
-        return made
+            found = _with_xattr(found, LABELS, labels)
+        return self._set_inode(path, found)
+
+    def set_frozen(self, path: bytes, *, frozen: bool) -> Entry:
+        """See ``FileTree.set_frozen``."""
+        found = self.find(path)
+        if found.type != "file":
+            raise WrongTypeError(f"{printable(path)!r} is a {found.type}, and only files can be frozen")
+        return self._set_inode(path, _with_xattr(found, FROZEN, b"1" if frozen else b""))
 
     def find(self, path: bytes) -> Entry:
         """The entry of a path. Raises ``NotFoundError``."""
@@ -191,6 +198,22 @@ class Draft:
         return found
 
     # -- steps
+
+    def _set_inode(self, path: bytes, made: Entry) -> Entry:
+        """Change what is at a path, under all the names that it has."""
+        linked = [each.path for each in self.entries.values() if each.link == made.link]
+        for name in linked if made.link else [path]:
+            self._change(name, msgspec.structs.replace(made, path=name))
+        return made
+
+    def _require_thawed(self, entry: Entry | None) -> None:
+        if entry is not None and entry.is_frozen:
+            raise FrozenError(f"{printable(entry.path)!r} is frozen", hint="have it thawed first")
+
+    def _require_all_thawed(self, path: bytes) -> None:
+        """Of a path and everything below it."""
+        for each in [path, *self._below(path)]:
+            self._require_thawed(self.entries[each])
 
     def _transferable(self, source: bytes, target: bytes) -> Entry:
         found = self.find(source)
@@ -206,9 +229,15 @@ class Draft:
             return
         if not overwrite or there.type == "dir":
             raise ExistsError(f"{printable(target)!r} exists already")
+        self._require_thawed(there)
         self._change(target, None)
 
     def _make_parents(self, path: bytes) -> None:
+        for each in reversed(self._missing_parents(path)):
+            self._make_directory(each)
+
+    def _missing_parents(self, path: bytes) -> list[bytes]:
+        """The directories above a path that are not there, from below. Raises ``WrongTypeError``."""
         missing = []
         above = parent_of(path)
         while above not in self.entries:
@@ -216,8 +245,7 @@ class Draft:
             above = parent_of(above)
         if self.entries[above].type != "dir":
             raise WrongTypeError(f"{printable(above)!r} is no directory")
-        for each in reversed(missing):
-            self._make_directory(each)
+        return missing
 
     def _free(self, path: bytes) -> bytes:
         """The first name like this, as the doors of live homes number them, that nothing has."""
@@ -275,6 +303,12 @@ class Draft:
                 f"there would be {self.files:,} files, and {self._quota.files:,} may be",
                 hint="delete something first",
             )
+
+
+def _with_xattr(entry: Entry, name: bytes, value: bytes) -> Entry:
+    """With an extended attribute, or without it when it is empty."""
+    others = [each for each in entry.xattrs if each[0] != name]
+    return msgspec.structs.replace(entry, xattrs=tuple(sorted([*others, (name, value)] if value else others)))
 
 
 def children(entries: Iterable[Entry]) -> dict[bytes, list[Entry]]:

@@ -34,7 +34,7 @@ class Node:
 
     ``etag`` is a strong validator of a file's content, without quotes. ``labels``: what
     :meth:`FileTree.annotate` was given last. ``created_ns``: when a live file came to its host; in the store
-    no time but the mtime is known.
+    no time but the mtime is known. ``is_frozen``: see :meth:`FileTree.set_frozen`.
     """
 
     path: bytes
@@ -46,6 +46,7 @@ class Node:
     etag: str = ""
     labels: bytes = b""
     created_ns: int = 0
+    is_frozen: bool = False
 
     @property
     def name(self) -> bytes:
@@ -110,7 +111,8 @@ class OpenedFile(Protocol):
 class FileTree(Protocol):
     """A tree of files with a quota.
 
-    Every method raises ``StoreError`` when the store failed, and ``UsageError`` for what makes no sense.
+    Every method raises ``StoreError`` when the store failed, and ``UsageError`` for what makes no sense;
+    ``FrozenError`` what would change or move a frozen file, a directory that holds one included.
     What changes the tree is there for every gateway when it returns. ``creator``: who does it, to
     whom what is made belongs, copies included; what is moved stays whose it was.
     """
@@ -170,6 +172,13 @@ class FileTree(Protocol):
 
         Labels are some bytes of an API's, up to ``MAX_LABELS_BYTES``, that go wherever the file goes. Raises
         ``NotFoundError``, ``WrongTypeError`` for what is neither a file nor a directory."""
+
+    async def set_frozen(self, path: bytes, frozen: bool, *, creator: Creator) -> Node:
+        """Freeze a file: nobody changes it, or takes it away, until it is thawed. Its facts then.
+
+        A copy of it is not frozen. Raises ``NotFoundError``, ``WrongTypeError`` for what is no file, and of
+        a live tree ``BusyError`` while somebody has it open for writing.
+        """
 
     async def usage(self) -> Usage:
         """What it holds."""

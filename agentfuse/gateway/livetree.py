@@ -115,6 +115,12 @@ class LiveTree:
         with _asking():
             return _node(await self._home.annotate(self._at(path), mode=mode, labels=labels, creator=creator))
 
+    async def set_frozen(self, path: bytes, frozen: bool, *, creator: Creator) -> Node:
+        if not path:
+            raise WrongTypeError("the root is a directory")
+        with _asking():
+            return _node(await self._home.set_frozen(self._at(path), frozen=frozen))
+
     async def usage(self) -> Usage:
         with _asking():
             regions = await self._home.regions()
@@ -256,4 +262,5 @@ def _node(info: FileInfo) -> Node:
         info.etag,
         info.labels,
         int(created_at * 1e9),
+        info.is_frozen,
     )

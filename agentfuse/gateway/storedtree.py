@@ -178,6 +178,10 @@ class StoredTree:
         operation = partial(Draft.annotate, path=path, mode=mode, labels=labels)
         return _node(await self._commits.submit(_Change(operation, creator)))
 
+    async def set_frozen(self, path: bytes, frozen: bool, *, creator: Creator) -> Node:
+        operation = partial(Draft.set_frozen, path=path, frozen=frozen)
+        return _node(await self._commits.submit(_Change(operation, creator)))
+
     async def usage(self) -> Usage:
         listing = await self._newest()
         draft = await trio.to_thread.run_sync(self._draft, listing, limiter=self._limits.reads)
@@ -377,4 +381,5 @@ def _node(entry: Entry) -> Node:
         entry.sha256,
         dict(entry.xattrs).get(LABELS, b""),
         entry.mtime_ns,
+        entry.is_frozen,
     )

@@ -52,7 +52,7 @@ class FileFacts:
     ``size`` is in bytes, of files only, and what it will be for one whose content ``is_absent``. ``mime``:
     of files, by the name alone if it is absent. ``created_at``: when it came to this disk, None where the
     filesystem does not say. ``etag``: of files, a strong validator of the content. ``labels``: what an API
-    keeps with it.
+    keeps with it. Nobody may change what ``is_frozen``.
     """
 
     id: str
@@ -68,6 +68,7 @@ class FileFacts:
     is_absent: bool
     etag: str = ""
     labels: bytes = b""
+    is_frozen: bool = False
 
     @property
     def name(self) -> bytes:
@@ -90,6 +91,7 @@ class FileFacts:
             "is_absent": self.is_absent,
             "etag": self.etag,
             "labels": base64.b64encode(self.labels).decode(),
+            "is_frozen": self.is_frozen,
         }
 
 
@@ -114,7 +116,7 @@ class Files:
         when the disk fails, and ``BusyError`` when it was changed too often meanwhile.
         """
         where = self._place(region, path)
-        with _told(region, path), Cursor(self._tree, only_looks=True) as cursor:
+        with told(region, path), Cursor(self._tree, only_looks=True) as cursor:
             return self._facts(cursor, region, path, where)
 
     def require(self, region: str, path: bytes) -> None:
@@ -149,7 +151,7 @@ class Files:
         at = path  # where it is, as ``where``
         if len(levels) > 1:
             at, where = join(at, after), join(where, after)
-        with _told(region, path), Cursor(self._tree, only_looks=True) as cursor:
+        with told(region, path), Cursor(self._tree, only_looks=True) as cursor:
             while levels:
                 check()
                 if (name := _next_name(cursor, where, levels, check)) is None:
@@ -172,7 +174,7 @@ class Files:
         ``WrongTypeError`` for what is neither.
         """
         where = self._place(region, path)
-        with _told(region, path), Cursor(self._tree, only_looks=True) as cursor:
+        with told(region, path), Cursor(self._tree, only_looks=True) as cursor:
             parent_fd, name = cursor.parent(where)
             fd = os.open(name, _PATH, dir_fd=parent_fd)
             try:
@@ -276,6 +278,7 @@ class Files:
             is_absent=mark is not None,
             etag=etag_of(found) if kind == "file" else "",
             labels=marked.labels,
+            is_frozen=marked.is_frozen,
         )
 
 
@@ -341,6 +344,7 @@ class _Marked(NamedTuple):
     absent: marks.Mark | None = None
     creator: Creator = Creator.AGENT
     labels: bytes = b""
+    is_frozen: bool = False
 
 
 _NOTHING = _Marked()
@@ -359,7 +363,7 @@ def _still(fd: int, at: marks.File) -> tuple[os.stat_result, _Marked]:
         before, mark = mark, marks.read(at)
         if mark == before:
             absent = mark if found.st_size else None
-            return found, _Marked(absent, marks.read_creator(at), marks.read_labels(at))
+            return found, _Marked(absent, marks.read_creator(at), marks.read_labels(at), marks.is_frozen(at))
 
 
 def etag_of(found: os.stat_result) -> str:
@@ -373,7 +377,8 @@ def etag_of(found: os.stat_result) -> str:
 
 
 @contextmanager
-def _told(region: str, path: bytes) -> Iterator[None]:
+def told(region: str, path: bytes) -> Iterator[None]:
+    """Turn what the operating system says of a path into errors of ours."""
     try:
         yield
     except OSError as error:

@@ -4,7 +4,7 @@ That a content is not here yet: the file has its name, size and attributes, and 
 a content; the mark says which content belongs into it. A file without this mark is what it seems to be.
 
 Who made a file or directory: without this mark the agent did. So what agents do costs nothing, and the mark
-goes wherever the inode does. Knows no store.
+goes wherever the inode does. That a file is frozen: ``regions.FROZEN``. Knows no store.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from agentfuse.regions import Creator
+from agentfuse.regions import FROZEN, Creator
 
 _T = TypeVar("_T")
 
@@ -127,6 +127,19 @@ def read_creator(file: File) -> Creator:
         if error.errno in _NO_MARK:
             return Creator.AGENT
         raise
+
+
+def write_frozen(fd: int, *, frozen: bool) -> None:
+    """Mark an open file as frozen, or take the mark away. Raises ``OSError``."""
+    if frozen:
+        _permitted(fd, lambda: os.setxattr(fd, FROZEN, b"1"))
+    elif is_frozen(fd):
+        _permitted(fd, lambda: os.removexattr(fd, FROZEN))
+
+
+def is_frozen(file: File) -> bool:
+    """Whether a file is marked as frozen."""
+    return os.fsdecode(FROZEN) in os.listxattr(file)
 
 
 def write_labels(file: File, labels: bytes) -> None:

@@ -53,6 +53,8 @@ class HomeRecord(msgspec.Struct, frozen=True, kw_only=True):
     unmounted_at: float | None = None
     quotas: dict[str, tuple[int, int]] = {}
     """Bytes and files that regions of this execution may hold, where an operator has changed that."""
+    frozen: list[bytes] = []
+    """Where the files are that may be frozen, from the tree's root; the marks on them say which are."""
 
 
 class Home:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from agentfuse.regions import Creator
+from agentfuse.regions import FROZEN, Creator
 
 MAX_NAME_BYTES = 255
 MAX_TARGET_BYTES = 4095
@@ -42,6 +42,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     link: int = 0
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     created_by: Creator = Creator.AGENT
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it is a file that nobody may change."""
+        return self.type == "file" and any(name == FROZEN for name, _ in self.xattrs)
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

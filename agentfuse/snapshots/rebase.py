@@ -69,7 +69,8 @@ def rebase(
     """Merge ``mine`` onto ``theirs``, both having started from ``base``; all are sound listings.
 
     What only one side changed is taken; a deletion loses against a change; no content that either side
-    added or changed is missing from the result. Entries taken from ``mine`` come as they are in it.
+    added or changed is missing from the result; what one side has frozen keeps its name as it is. Entries
+    taken from ``mine`` come as they are in it.
     ``merged``: paths that were in conflict, and hash and size of the content made of both versions.
     """
     return _Merge(base, theirs, mine, execution.encode(), merged or {}).run()
@@ -116,7 +117,8 @@ class _Merge:
 
     def run(self) -> Rebased:
         theirs, mine = self._sides["theirs"], self._sides["mine"]
-        whole = databases(self._base, theirs, mine)
+        found = databases(self._base, theirs, mine)
+        whole = {database for database in found if not self._has_frozen(database)}
         parts = {path for database in whole for path in together(database)}
         for path in sorted((theirs.keys() | mine.keys()) - parts, key=tree_key):
             self._settle(path, self._base.get(path), theirs.get(path), mine.get(path))
@@ -150,12 +152,29 @@ class _Merge:
             self._from[path] = side
 
     def _both_changed(self, path: bytes, base: Entry | None, theirs: Entry, mine: Entry) -> None:
+        if (theirs.is_frozen or mine.is_frozen) and _content(theirs) != _content(mine):
+            self._keep_frozen(path, theirs, mine)
+            return
         merged = _by_attribute(base, theirs, mine)
         if merged is None and path in self._contents:
             merged = _with_content(base, theirs, mine, *self._contents[path])
         self._take(path, merged or theirs, "theirs")
         if merged is None:
             self._displace(mine)
+
+    def _keep_frozen(self, path: bytes, theirs: Entry, mine: Entry) -> None:
+        """A frozen file stays as it is, whatever the other side has made of it, which is kept elsewhere."""
+        if theirs.is_frozen:
+            self._take(path, theirs, "theirs")
+            self._displace(mine)
+        else:
+            self._take(path, mine, "mine")
+            self._displace(theirs)
+
+    def _has_frozen(self, database: bytes) -> bool:
+        """Whether a file of a database is frozen, and so goes to no other side with the others."""
+        versions = (side.get(path) for side in self._sides.values() for path in together(database))
+        return any(entry.is_frozen for entry in versions if entry is not None)
 
     def _settle_database(self, database: bytes) -> None:
         """Take a database and what lies beside it from one side, whole."""
@@ -220,8 +239,8 @@ class _Merge:
             found = self._merged.get(above)
             if found is not None and found.type == "dir":
                 break
-            if found is not None and self._from[above] == "theirs":
-                # A committed file stands where this side has a directory: the file keeps the name.
+            if found is not None and (self._from[above] == "theirs" or found.is_frozen):
+                # A committed file, or a frozen one, stands where a side has a directory: it keeps the name.
                 self._displace(self._merged.pop(path))
                 return
             wanted.append(above)
@@ -357,7 +376,7 @@ def _by_attribute(base: Entry | None, theirs: Entry, mine: Entry) -> Entry | Non
         holder,
         mode=_newer(base.mode, theirs.mode, mine.mode),
         mtime_ns=_newer(base.mtime_ns, theirs.mtime_ns, mine.mtime_ns),
-        xattrs=_newer(base.xattrs, theirs.xattrs, mine.xattrs),
+        xattrs=_newer_xattrs(base, theirs, mine),
         created_by=_newer(base.created_by, theirs.created_by, mine.created_by),
     )
 
@@ -374,9 +393,16 @@ def _with_content(base: Entry | None, theirs: Entry, mine: Entry, sha256: str, s
         offset=holder.offset if holder else 0,
         mode=_newer(before.mode, theirs.mode, mine.mode),
         mtime_ns=holder.mtime_ns if holder else max(theirs.mtime_ns, mine.mtime_ns),
-        xattrs=_newer(before.xattrs, theirs.xattrs, mine.xattrs),
+        xattrs=_newer_xattrs(before, theirs, mine),
         created_by=_newer(before.created_by, theirs.created_by, mine.created_by),
     )
+
+
+def _newer_xattrs(base: Entry, theirs: Entry, mine: Entry) -> tuple[tuple[bytes, bytes], ...]:
+    """Each attribute as it was changed."""
+    sides = [dict(each.xattrs) for each in (base, theirs, mine)]
+    found = {name: _newer(*(side.get(name) for side in sides)) for name in sorted(set().union(*sides))}
+    return tuple((name, value) for name, value in found.items() if value is not None)
 
 
 def _newer(base: _V, theirs: _V, mine: _V) -> _V:

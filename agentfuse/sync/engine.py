@@ -147,7 +147,8 @@ class Memory:
             part = self._part()
             for path in marked:
                 absent.add(part, now.prints[path].ino, now.entries[path])
-        return RestoreReport(number, totals.files, totals.bytes, requests)
+        frozen = tuple(entry.path for entry in entries.values() if entry.is_frozen)
+        return RestoreReport(number, totals.files, totals.bytes, requests, frozen)
 
     def note_restored(self) -> None:
         """Tell the index what was restored, which a lazy restore leaves for later; safe from any thread.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,10 @@ import msgspec
 
 from agentfuse.config import Config, count, format_size
 from agentfuse.errors import AgentfuseError, BusyError, EnvironmentProblem, UsageError
+from agentfuse.home.frozen import Frozen, frozen_of
 from agentfuse.home.quota import Ledger
 from agentfuse.home.tree import Home, HomeRecord, Status, list_homes, now, remove_home, take_stock
-from agentfuse.home.walk import clear_tree
+from agentfuse.home.walk import clear_tree, join
 from agentfuse.killpoints import passing
 from agentfuse.objectstore import probe
 from agentfuse.objectstore.counted import Traffic
@@ -46,7 +47,8 @@ class HomeKeeper:
     ``retains``: its files can be had afterwards, see ``regions.retained``; whoever asks for that removes the
     home when it has ended. A home that was made so stays so.
     The caller holds the home's lock. ``resumed`` tells, once it is open, that a run of it did not end;
-    ``absent`` has the files whose contents are still in the store, ``traffic`` counts what goes to the store.
+    ``absent`` has the files whose contents are still in the store, ``frozen`` those that stay as they are,
+    ``traffic`` counts what goes to the store.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class HomeKeeper:
         self.ledger = Ledger(self.config.regions)
         self.resumed = False
         self.synced: SyncedRegions
+        self.frozen: Frozen
         self.absent = Absent()
         self.traffic = Traffic()
         self._writing = threading.Lock()
@@ -95,6 +98,7 @@ class HomeKeeper:
         else:
             self._restore()
         self.home.lay_out_platform()
+        self.frozen = frozen_of(self.home.tree, self._record.frozen)
         take_stock(self.home.tree, self.ledger)
         for account in self.ledger.accounts():
             if account.name in record.quotas:
@@ -108,6 +112,10 @@ class HomeKeeper:
         with self._writing:
             quotas = {**self._record.quotas, region: (bytes_quota, files_quota)}
             self.home.write_record(msgspec.structs.replace(self._record, quotas=quotas))
+
+    def remember_frozen(self, paths: Iterable[bytes]) -> None:
+        """From now on the files at these paths, from the home's root, may be frozen."""
+        self._write(frozen=list(paths))
 
     def flush(self, reporter: Reporter) -> None:
         """Commit every region that is kept in the store; the home is complete on disk whatever happens.
@@ -163,9 +171,11 @@ class HomeKeeper:
     def _restore(self) -> None:
         self._write(status="restoring", store=self.config.store, ended_at=None)
         self.home.lay_out(self.config.regions, self._owner)
+        frozen = self._record.frozen
         for region, memory in self.synced.agents():
             clear_tree(self.home.tree / region.name)
             report = memory.restore(self._reporter, self.absent)
+            frozen = [*frozen, *(join(region.name.encode(), path) for path in report.frozen)]
             if report.number is None:
                 self._reporter.say(f"{region.name}/: no snapshot yet, it starts empty")
             else:
@@ -174,7 +184,7 @@ class HomeKeeper:
                     f"from snapshot {report.number}"
                 )
         passing("restore.noted")
-        self._write(status="live", mountpoint=str(self._mountpoint))
+        self._write(status="live", mountpoint=str(self._mountpoint), frozen=frozen)
 
     def _finish_others(self) -> None:
         """Flush what earlier executions of this agent could not; what fails again stays and is told."""

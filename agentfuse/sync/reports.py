@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ from agentfuse.progress import Progress, Reporter
 from agentfuse.snapshots.rebase import Conflict
 
 _INTERVAL_S = 0.05
+_Path = bytes  # a report has a field of that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +19,14 @@ class RestoreReport:
     """A restore that is durable. ``number`` is None when the agent has no snapshot yet.
 
     ``files`` counts names of files, ``bytes`` their contents (each inode once), ``requests`` the reads of
-    contents that it took.
+    contents that it took. ``frozen``: the paths of the files that are.
     """
 
     number: int | None
     files: int = 0
     bytes: int = 0
     requests: int = 0
+    frozen: Sequence[_Path] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,7 @@ async def everything(tree: FileTree) -> list[tuple[Any, ...]]:
             node.mode,
             node.created_by,
             node.labels,
+            node.is_frozen,
             await content(tree, node.path) if node.type == "file" else b"",
         )
         for node in await tree.list(b"", recursive=True)
@@ -150,7 +151,15 @@ async def _look(tree: FileTree, dice: random.Random, path: bytes, creator: Creat
     return [node.path for node in await tree.list(path, recursive=dice.random() < 0.5)]
 
 
-OPERATIONS = (_put, _put, _put_many, _delete, _move, _copy, _mkdir, _annotate, _look)
+async def _freeze(tree: FileTree, dice: random.Random, path: bytes, creator: Creator) -> object:
+    for node in await tree.list(b"", recursive=True) if dice.random() < 0.5 else []:
+        if node.is_frozen:
+            await tree.set_frozen(node.path, False, creator=creator)
+    node = await tree.set_frozen(path, dice.random() < 0.7, creator=creator)
+    return node.path, node.is_frozen
+
+
+OPERATIONS = (_put, _put, _put_many, _delete, _move, _copy, _mkdir, _annotate, _look, _freeze)
 
 
 def some_path(dice: random.Random) -> bytes:
@@ -165,7 +174,7 @@ async def test_random_operations_are_the_same_to_a_live_and_a_stored_tree(
     async with stored_tree(tmp_path) as stored:
         await live.put([new(b"a/b.txt/c (1)")], creator=USER)
         await stored.put([new(b"a/b.txt/c (1)")], creator=USER)
-        for number in range(120):
+        for number in range(150):
             seed_of_one, does = dice.random(), dice.choice(OPERATIONS)
             path, creator = some_path(dice), dice.choice(list(Creator))
             done.append(f"{does.__name__} {path!r}")
@@ -175,6 +184,9 @@ async def test_random_operations_are_the_same_to_a_live_and_a_stored_tree(
             if number % 20 == 0:
                 assert await everything(live) == await everything(stored), done[-12:]
         assert await everything(live) == await everything(stored)
+        for each in await live.list(b"", recursive=True):
+            if each.is_frozen:
+                await live.set_frozen(each.path, False, creator=USER)
         for each in await live.list(b""):
             await live.delete(each.path, creator=USER, recursive=True)
         assert (await live.usage()).bytes == (await live.usage()).files == 0

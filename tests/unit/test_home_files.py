@@ -53,6 +53,7 @@ def test_a_file_has_its_facts(tree: Path) -> None:
         "is_absent": False,
         "etag": facts.etag,
         "labels": "",
+        "is_frozen": False,
     }
 
 

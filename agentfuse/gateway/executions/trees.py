@@ -60,5 +60,8 @@ class ExecutionTree:
     ) -> Node:
         return await (await self._now(True)).annotate(path, creator=creator, mode=mode, labels=labels)
 
+    async def set_frozen(self, path: bytes, frozen: bool, *, creator: Creator) -> Node:
+        return await (await self._now(True)).set_frozen(path, frozen, creator=creator)
+
     async def usage(self) -> Usage:
         return await (await self._now(False)).usage()
