@@ -37,17 +37,17 @@ def test_names_are_those_that_ls_shows(host: Host) -> None:
 
 def test_the_long_form_says_who_made_each_and_what_it_is(host: Host) -> None:
     head, *rows = host.run("ls", "-l", f"{host.home}:downloads").stdout.splitlines()
-    assert head.split() == ["ID", "CREATOR", "SIZE", "TYPE", "CREATED", "MODIFIED", "PATH"]
+    assert head.split() == ["ID", "CREATOR", "FROZEN", "SIZE", "TYPE", "CREATED", "MODIFIED", "PATH"]
     directory, file = (row.split() for row in rows)
     modified = time.localtime((host.home / "downloads" / "data.csv").stat().st_mtime)
-    created = time.strptime(" ".join(file[5:7]), "%Y-%m-%d %H:%M:%S")
+    created = time.strptime(" ".join(file[6:8]), "%Y-%m-%d %H:%M:%S")
     assert created <= modified
-    assert file[1:5] == ["environment", "4", "B", "text/csv"]
-    assert file[7:] == [
+    assert file[1:6] == ["environment", "-", "4", "B", "text/csv"]
+    assert file[8:] == [
         *time.strftime("%Y-%m-%d %H:%M:%S", modified).split(),
         "downloads/data.csv",
     ]  # fmt: skip
-    assert (directory[1:4], directory[-1]) == (["environment", "-", "dir"], "downloads/d")
+    assert (directory[1:5], directory[-1]) == (["environment", "-", "-", "dir"], "downloads/d")
     rows = host.run("ls", "-l", host.home).stdout.splitlines()[1:]
     creators = {row.split()[-1]: row.split()[1] for row in rows}
     assert (creators["downloads/"], creators["home/.gitconfig"]) == ("system", "agent")

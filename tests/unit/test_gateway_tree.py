@@ -21,6 +21,7 @@ from agentfuse.admission import Quota
 from agentfuse.errors import (
     AgentfuseError,
     ExistsError,
+    FrozenError,
     NotEmptyError,
     NotFoundError,
     QuotaExceededError,
@@ -208,6 +209,28 @@ async def test_every_operation_as_it_is_promised(tmp_path: Path) -> None:
             await tree.stat(b"missing")
         usage = await tree.usage()
         assert (usage.bytes, usage.files) == (3, 5)
+
+
+async def test_what_is_frozen_stays_until_it_is_thawed(tmp_path: Path) -> None:
+    async with tree_on(local_store(tmp_path)) as tree:
+        await tree.put([new(b"d/a", b"1"), new(b"b", b"2")], creator=USER)
+        assert (await tree.set_frozen(b"d/a", True, creator=USER)).is_frozen
+        for refused in (
+            lambda: tree.put([new(b"d/a", b"3")], creator=USER),
+            lambda: tree.delete(b"d/a", creator=USER),
+            lambda: tree.delete(b"d", creator=USER, recursive=True),
+            lambda: tree.move(b"d", b"e", creator=USER),
+            lambda: tree.move(b"b", b"d/a", creator=USER, overwrite=True),
+            lambda: tree.annotate(b"d/a", creator=USER, mode=0o600),
+        ):
+            with pytest.raises(FrozenError):
+                await refused()
+        await tree.copy(b"d", b"e", creator=USER)
+        await tree.put([new(b"e/a", b"3")], creator=USER)
+        with pytest.raises(WrongTypeError):
+            await tree.set_frozen(b"d", True, creator=USER)
+        assert not (await tree.set_frozen(b"d/a", False, creator=USER)).is_frozen
+        await tree.delete(b"d", creator=USER, recursive=True)
 
 
 async def test_a_small_upload_costs_one_pack_one_snapshot_and_one_look(tmp_path: Path) -> None:

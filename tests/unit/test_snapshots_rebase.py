@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from listings import Forest, Listing, directory, fifo, file, forests, listing, symlink
 
-from agentfuse.regions import Creator
+from agentfuse.regions import FROZEN, Creator
 from agentfuse.snapshots.databases import main_of
-from agentfuse.snapshots.entries import Entry, check, names_by_inode
+from agentfuse.snapshots.entries import Entry, check, names_by_inode, parent_of
 from agentfuse.snapshots.rebase import is_changed, rebase
 
 COPY = b".conflicts/e1/"
@@ -203,6 +205,73 @@ def test_a_creator_comes_along_with_either_side_and_is_no_conflict_by_itself() -
     assert not rebase(BASE, again, executable, "e1").conflicts
     assert not rebase(BASE, executable, again, "e1").conflicts
     assert not is_changed(BASE, again)
+
+
+def frozen(entries: Listing, *wanted: bytes) -> Listing:
+    """With these files frozen, under all the names that they have."""
+    links = {entries[path].link for path in wanted} - {0}
+    return {
+        path: msgspec.structs.replace(entry, xattrs=tuple(sorted({*entry.xattrs, (FROZEN, b"1")})))
+        if entry.link in links or path in wanted
+        else entry
+        for path, entry in entries.items()
+    }
+
+
+@pytest.mark.parametrize("other", ["rewritten", "replaced", "removed", "database"])
+@pytest.mark.parametrize("freezes", ["theirs", "mine"])
+def test_what_one_side_has_frozen_stays_as_it_is_whatever_the_other_made_of_it(
+    freezes: str, other: str
+) -> None:
+    base = changed(BASE, directory(b"k"), file(b"k/n", b"base"))
+    if other == "database":
+        base = changed(base, file(b"k/n-wal", b"log"))
+    edited = {
+        "rewritten": changed(base, file(b"k/n", b"new", mtime_ns=9)),
+        "replaced": changed(base, directory(b"k/n"), file(b"k/n/below", b"new")),
+        "removed": changed(base, without=(b"k", b"k/n")),
+        "database": changed(base, file(b"k/n", b"new"), file(b"k/n-wal", b"new log")),
+    }[other]
+    cold = frozen(base, b"k/n")
+    sides = (cold, edited) if freezes == "theirs" else (edited, cold)
+    merged = _assert_complete(base, *sides)
+    assert held(merged)[b"k/n"] == held(cold)[b"k/n"]
+    text = {b"k/n": (file(b"", b"merged").sha256, 6)}
+    assert rebase(base, *sides, "e1", merged=text).entries[b"k/n"].sha256 == base[b"k/n"].sha256
+    if other != "removed":
+        kept = merged[COPY + b"k/n/below" if other == "replaced" else COPY + b"k/n"]
+        assert kept.sha256 == file(b"", b"new").sha256
+
+
+def test_freezing_and_other_attributes_come_together_and_thawing_does_not_undo_a_change() -> None:
+    labelled = changed(BASE, file(b"n", b"base", xattrs=((b"user.labels", b"1"),)))
+    cold = frozen(BASE, b"n")
+    for theirs, mine in ((labelled, cold), (cold, labelled)):
+        entry = rebase(BASE, theirs, mine, "e1").entries[b"n"]
+        assert dict(entry.xattrs) == {FROZEN: b"1", b"user.labels": b"1"}
+    rewritten = changed(BASE, file(b"n", b"new"))
+    for theirs, mine in ((rewritten, cold), (cold, rewritten)):
+        assert rebase(cold, theirs, mine, "e1").entries[b"n"] == rewritten[b"n"]
+    assert is_changed(BASE, cold)
+
+
+@given(triples, st.randoms(use_true_random=False))
+@settings(max_examples=400, deadline=None)
+def test_what_was_frozen_by_either_side_keeps_its_content_and_nothing_is_lost(
+    triple: tuple[Listing, Listing, Listing], dice: random.Random
+) -> None:
+    base, theirs, mine = triple
+    files = [[path for path, entry in side.items() if entry.type == "file"] for side in (theirs, mine)]
+    theirs, mine = (
+        frozen(side, *dice.sample(names, min(2, len(names))))
+        for side, names in zip((theirs, mine), files, strict=True)
+    )
+    merged = _assert_complete(base, theirs, mine)
+    for path, entry in theirs.items():
+        above = merged.get(parent_of(path)) or merged.get(parent_of(parent_of(path)))
+        is_in_the_way = above is None or above.is_frozen  # of which only one can keep its name
+        if entry.is_frozen and not path.startswith(COPY) and not is_in_the_way:
+            assert merged[path].sha256 == entry.sha256
 
 
 @pytest.mark.parametrize("deletes", ["theirs", "mine"])
