@@ -431,13 +431,21 @@ class Executions:
         """Where its home is mounted, or will be."""
         return self._means.mounts.path(execution.id)
 
+    async def tree_at_home(self, execution: Execution, region: str) -> FileTree | None:
+        """A region of its mounted home, which is waited for; None if it has ended, or is not this host's.
+        Raises ``BusyError`` when that takes long."""
+        life = self._lives.get(execution.id)
+        if life is None or await self._settled(life) != "live":
+            return None
+        return self._live_tree(self._means.mounts.path(execution.id), region)
+
     # -- in between
 
     async def _tree_now(self, execution: Execution, region: str, changes: bool) -> FileTree:
-        life = self._lives.get(execution.id)
-        if life is not None and await self._settled(life) == "live":
-            return self._live_tree(self._means.mounts.path(execution.id), region)
-        if life is None and not execution.status.is_terminal:
+        live = await self.tree_at_home(execution, region)
+        if live is not None:
+            return live
+        if execution.id not in self._lives and not execution.status.is_terminal:
             execution = await self.get(execution.organization, execution.id)
             if not execution.status.is_terminal:
                 raise BusyError("the execution is not this host's, or not yet", hint="ask again")

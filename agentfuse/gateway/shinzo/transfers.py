@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, Literal
 
 import trio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agentfuse.errors import AgentfuseError, ExistsError, NotFoundError, UsageError
+from agentfuse.client import AsyncHome
+from agentfuse.control.registry import NoDaemonError
+from agentfuse.errors import AgentfuseError, ExistsError, NotFoundError, UnflushedError, UsageError
 from agentfuse.gateway.bodies import JsonAnswer, read_json
 from agentfuse.gateway.edge import problem_of
 from agentfuse.gateway.filetree import NewFile, Node
@@ -74,13 +78,16 @@ class Transfers:
             return
         if old.is_region or new.is_region:
             raise UsageError("a region cannot be moved, copied or replaced")
-        await self._across(old, new, overwrite=overwrite, keeps=verb == "copy")
-
-    async def _across(self, old: Place, new: Place, *, overwrite: bool, keeps: bool) -> None:
-        """To another region: everything is there before anything is removed."""
         top = await old.tree.stat(old.path)
+        await _require_free(new, is_directory=top.is_dir, overwrite=overwrite)
+        if files.home is not None:
+            await _within(files.home, verb, old, new, overwrite=overwrite)
+        else:
+            await self._across(top, old, new, overwrite=overwrite, keeps=verb == "copy")
+
+    async def _across(self, top: Node, old: Place, new: Place, *, overwrite: bool, keeps: bool) -> None:
+        """To another region in the store: everything is there before anything is removed."""
         nodes = [top, *(await old.tree.list(old.path, recursive=True) if top.is_dir else [])]
-        await _require_free(new, is_file=top.type == "file", overwrite=overwrite)
         others = [node for node in nodes if node.type not in ("file", "dir")]
         if others:
             raise UsageError(
@@ -119,12 +126,23 @@ def _moved(node: Node, old: Place, new: Place) -> bytes:
     return new.path + node.path[len(old.path) :]
 
 
-async def _require_free(place: Place, *, is_file: bool, overwrite: bool) -> None:
+async def _within(home: Path, verb: Verb, old: Place, new: Place, *, overwrite: bool) -> None:
+    """To another region of a live home, in one step."""
+    source, target = (f"{place.region}/{os.fsdecode(place.path)}" for place in (old, new))
+    live = AsyncHome(home)
+    work = live.copy if verb == "copy" else live.move
+    try:
+        await work(source, target, creator=USER, on_collision="replace" if overwrite else "refuse")
+    except NoDaemonError as error:
+        raise UnflushedError(error.message, hint="ask again a little later") from error
+
+
+async def _require_free(place: Place, *, is_directory: bool, overwrite: bool) -> None:
     try:
         there = await place.tree.stat(place.path)
     except NotFoundError:
         return
-    if there.is_dir or not overwrite or not is_file:
+    if there.is_dir or is_directory or not overwrite:
         raise ExistsError(f"{printable(place.whole(there).path)!r} exists already")
 
 
