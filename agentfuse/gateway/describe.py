@@ -75,6 +75,8 @@ class Ready(BaseModel):
     problem: str | None = None
 
 
+_SEE_OTHER = 303
+
 Answer = type[BaseModel] | type[list[Any]] | str | None
 """A model, a list of one, a media type, or None for no body at all."""
 
@@ -105,7 +107,7 @@ def route(
     ``answer`` comes with ``status``, by default 200, or 204 for None, and with those in ``also``. ``errors``:
     a model or media type, of the statuses ``codes``. ``path`` and ``query``: parameters and what they are;
     ``schemas``: of those that are not any text; ``required`` names those, and properties of
-    ``body``, that must be there. A body with ``files`` is a form, another one JSON.
+    ``body``, that must be there. A body with ``files`` is a form, another one JSON. 303 is a redirect.
     """
     needed = set(required)
     extra: dict[str, Any] = {}
@@ -130,6 +132,9 @@ def route(
         extra["requestBody"] = {"required": True, "content": {media: {"schema": schema}}}
     status = status or (204 if answer is None else 200)
     answers = {each: _response(answer) for each in (status, *also)}
+    if status == _SEE_OTHER:
+        location = {"Location": {"schema": {"type": "string", "format": "uri"}}}
+        answers[status] = {"description": "Where it is", "headers": location}
     return {
         "status_code": status,
         "response_model": None,

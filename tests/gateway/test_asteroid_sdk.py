@@ -360,6 +360,54 @@ def _memory_is_kept(client: httpx.Client, shared: str) -> None:
     assert (gone.status_code, gone.text) == (404, "File not found.")
 
 
+def test_a_frozen_file_survives_whatever_the_agent_does(host: Host) -> None:
+    with httpx.Client(base_url=f"{host.gateway.url}/agents/v2", headers=OLD, trust_env=False) as client:
+        shared = "/agents/frozen/shared-files"
+        execution = host.run("frozen")
+        home = host.home(execution) / "shared"
+        (home / "deep").mkdir()
+        for name in ("deep/law.md", "deep/other.md", "free.md"):
+            (home / name).write_text("as it is")
+        files = {file["filePath"]: file for file in client.get(shared).json()["files"]}
+        law = files["shared/deep/law.md"]
+        assert not law["isFrozen"]
+        frozen = client.patch(f"{shared}/{law['id']}/freeze", json={"isFrozen": True}).json()
+        assert (frozen["isFrozen"], frozen["id"]) == (True, law["id"])
+        for change in (
+            lambda: (home / "deep/law.md").write_text("mine"),
+            (home / "deep/law.md").unlink,
+            lambda: (home / "free.md").rename(home / "deep/law.md"),
+            lambda: (home / "deep").rename(home / "gone"),
+        ):
+            with pytest.raises(PermissionError):
+                change()
+        for running in (True, False):
+            _stays_frozen(client, shared, law["id"])
+            if running:
+                host.end(execution)
+        answer = client.patch(f"{shared}/{law['id']}/freeze", json={"isFrozen": False})
+        assert (answer.status_code, answer.json()["isFrozen"]) == (200, False)
+        again = host.run("frozen")
+        path = host.home(again) / "shared/deep/law.md"
+        assert path.read_text() == "as it is"
+        path.write_text("mine")
+        host.end(again, "cancelled")
+
+
+def _stays_frozen(client: httpx.Client, shared: str, law: str) -> None:
+    """Whatever is asked for through the API."""
+    for answer in (
+        client.delete(f"{shared}/{law}"),
+        client.put(f"{shared}/{law}", files={"files": ("law.md", b"mine")}),
+    ):
+        assert (answer.status_code, answer.headers["content-type"]) == (409, "text/plain; charset=utf-8")
+    for wrong in ({}, {"isFrozen": "yes"}, {"isFrozen": None}):
+        assert client.patch(f"{shared}/{law}/freeze", json=wrong).status_code == 400
+    assert client.delete(f"{shared}/delete-all").status_code == 204
+    (left,) = client.get(shared).json()["files"]
+    assert (left["id"], left["isFrozen"], left["fileSize"]) == (law, True, 8)
+
+
 FETCH = """
 const [url, key, execution] = process.argv.slice(1);
 const headers = {'X-Asteroid-Agents-Api-Key': key};

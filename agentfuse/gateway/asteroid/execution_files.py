@@ -13,10 +13,11 @@ import trio
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import PlainTextResponse, RedirectResponse
 
-from agentfuse.errors import AgentfuseError, NotFoundError, UsageError
+from agentfuse.errors import NotFoundError, UsageError
 from agentfuse.gateway import describe
 from agentfuse.gateway.addresses import base_url
 from agentfuse.gateway.asteroid import activities, fields, files, models
+from agentfuse.gateway.asteroid.together import together
 from agentfuse.gateway.asteroid.uploads import Uploads, put_all
 from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
 from agentfuse.gateway.blobs import FileLinks, Place
@@ -199,21 +200,11 @@ class ExecutionFiles:
         """The files of some regions."""
         found: dict[str, Sequence[Node]] = dict.fromkeys(regions, ())
 
-        failures: list[AgentfuseError] = []
-
         async def look(region: str) -> None:
-            try:
-                nodes = await self._executions.tree(execution, region).list(b"", recursive=True)
-            except AgentfuseError as error:  # not out of the nursery: others may fail as well
-                failures.append(error)
-            else:
-                found[region] = [node for node in nodes if node.type == "file"]
+            nodes = await self._executions.tree(execution, region).list(b"", recursive=True)
+            found[region] = [node for node in nodes if node.type == "file"]
 
-        async with trio.open_nursery() as nursery:
-            for region in regions:
-                nursery.start_soon(look, region)
-        if failures:
-            raise failures[0]
+        await together(partial(look, region) for region in regions)
         return found
 
     def _remember(

@@ -77,7 +77,7 @@ def records_router(authenticate: Authenticate, api: ExecutionsApi) -> APIRouter:
 def start_router(authenticate: Authenticate, api: ExecutionsApi) -> APIRouter:
     """The routes that begin executions."""
     routes = _routes(authenticate)
-    described = partial(describe.route, errors=models.Error, codes=(*_ERRORS, 409, 413, 503))
+    described = partial(describe.route, errors=models.Error, codes=(*_ERRORS, 409, 413, 429, 503))
     for kind in ("agent", "workflow"):
         path = {f"{kind}Id": "The agent"}
         begun = described(models.Started, status=202, path=path, body=_EXECUTE)

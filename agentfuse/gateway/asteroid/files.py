@@ -67,7 +67,7 @@ def shared_file(agent: str, root: str, node: Node, version: int) -> dict[str, An
         "createdAt": timestamp((node.created_ns or node.mtime_ns) / 1e9),
         "updatedAt": timestamp(node.mtime_ns / 1e9),
         "version": version,
-        "isFrozen": False,
+        "isFrozen": node.is_frozen,
         "downloadUrl": f"{root}/{found_id}/download",
     }
     return found | {"checksum": node.etag} if _SHA256.fullmatch(node.etag) else found

@@ -5,7 +5,7 @@ It is the home's ``shared/`` while an execution of the agent runs here, and the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +20,11 @@ from agentfuse.errors import NotFoundError, UsageError
 from agentfuse.gateway import describe
 from agentfuse.gateway.addresses import base_url
 from agentfuse.gateway.asteroid import files, models
+from agentfuse.gateway.asteroid.together import together
 from agentfuse.gateway.asteroid.uploads import Uploads, put_all
 from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
 from agentfuse.gateway.blobs import FileLinks
-from agentfuse.gateway.bodies import JsonAnswer
+from agentfuse.gateway.bodies import JsonAnswer, read_json
 from agentfuse.gateway.executions.record import Execution
 from agentfuse.gateway.executions.service import Executions
 from agentfuse.gateway.filetree import FileTree, NewFile, Node
@@ -31,6 +32,7 @@ from agentfuse.gateway.ids import shared_file_id
 from agentfuse.gateway.limits import Limits
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.regions import Creator, MiB
+from agentfuse.snapshots.entries import parent_of
 from agentfuse.snapshots.history import History
 
 MAX_FILE_BYTES = 200 * MiB
@@ -60,6 +62,9 @@ def router(authenticate: Authenticate, api: SharedFiles) -> APIRouter:
     updated = describe.route(models.SharedFile, codes=(*_CHANGES, 413, 507), path=one, **form)
     routes.put("/{fileId}", name="agent_shared_files_update", **updated)(api.update)
     routes.delete("/{fileId}", name="agent_shared_files_delete", **described(None, path=one))(api.delete)
+    body = {"isFrozen": {"type": "boolean"}}
+    frozen = described(models.SharedFile, path=one, body=body, required=["isFrozen"])
+    routes.patch("/{fileId}/freeze", name="agent_shared_files_freeze", **frozen)(api.freeze)
     redirected = describe.route(None, status=303, codes=(400, 401, 403, 404), path=one)
     download = "/{fileId}/download"
     routes.get(download, name="agent_shared_file_download_redirect", **redirected)(api.download)
@@ -129,17 +134,29 @@ class SharedFiles:
         return Response(status_code=204)
 
     async def delete_all(self, request: Request) -> Response:
-        """Delete all files."""
+        """Delete all files that are not frozen."""
         tree = (await self._memory(request)).tree
+        nodes = await tree.list(b"", recursive=True)
+        kept = {above for node in nodes if node.is_frozen for above in _with_parents(node.path)}
 
         async def delete(node: Node) -> None:
             with suppress(NotFoundError):
                 await tree.delete(node.path, creator=_USER, recursive=node.is_dir)
 
-        async with trio.open_nursery() as nursery:  # together they are one snapshot
-            for node in await tree.list(b""):
-                nursery.start_soon(delete, node)
+        # The highest of what goes, each with all that is in it; together they are one snapshot.
+        gone = [node for node in nodes if node.path not in kept and parent_of(node.path) in kept | {b""}]
+        await together(partial(delete, node) for node in gone)
         return Response(status_code=204)
+
+    async def freeze(self, request: Request) -> Response:
+        """Freeze a file, so that nobody can change it or take it away, or have done with that."""
+        is_frozen = (await read_json(request)).get("isFrozen")
+        if not isinstance(is_frozen, bool):
+            raise UsageError("isFrozen must be true or false")
+        memory = await self._memory(request)
+        node = await _find(memory, request)
+        node = await memory.tree.set_frozen(node.path, is_frozen, creator=_USER)
+        return JsonAnswer((await self._shown(request, memory, [node]))[0])
 
     async def download(self, request: Request) -> Response:
         """A link to a file."""
@@ -163,7 +180,7 @@ class SharedFiles:
         version = await trio.to_thread.run_sync(history.newest, limiter=self._limits.reads)
         agent = quote(memory.agent, safe="")
         root = f"{base_url(request, self._public_url)}/agents/v2/agents/{agent}/shared-files"
-        return [files.shared_file(memory.agent, root, node, version) for node in nodes]
+        return [files.shared_file(memory.agent, root, node, max(1, version)) for node in nodes]
 
 
 async def _files(tree: FileTree) -> list[Node]:
@@ -177,3 +194,10 @@ async def _find(memory: _Memory, request: Request) -> Node:
         if shared_file_id(memory.agent, node.path) == wanted:
             return node
     raise NotFoundError("File not found.")
+
+
+def _with_parents(path: bytes) -> Iterator[bytes]:
+    """A path and the directories that it is in."""
+    while path:
+        yield path
+        path = parent_of(path)
