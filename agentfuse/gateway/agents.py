@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 
@@ -61,14 +60,6 @@ class Agents:
                 raise _no_such(agent)
             found = self._make(organization, agent)
         return self._of(organization, found)
-
-    def all(self, organization: str) -> Iterator[Agent]:
-        """The agents of an organization, in order of their ids."""
-        for found in self._store.list(_PREFIX):
-            name = found.key.removeprefix(_PREFIX).removesuffix(".json")
-            agent = self._known.get(name) or self._read(name)
-            if agent is not None and agent.organization == organization:
-                yield agent
 
     def _make(self, organization: str, agent: str) -> Agent:
         made = Agent(agent, organization, str(uuid.uuid4()), time.time(), str(uuid.uuid4()))

@@ -44,7 +44,10 @@ from agentfuse.gateway.storedtree import StoredTree
 from agentfuse.gateway.trees import Trees
 from agentfuse.gateway.ui import routes as page_routes
 from agentfuse.gateway.ui.executions import ExecutionPages
+from agentfuse.gateway.ui.history import HistoryPages
 from agentfuse.gateway.ui.memory import MemoryPages
+from agentfuse.gateway.ui.remembered import Remembered
+from agentfuse.gateway.ui.rewrites import RewritePages
 from agentfuse.gateway.ui.sessions import Sessions
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.regions import Region
@@ -135,7 +138,12 @@ def _page(parts: Parts, keyring: Keyring, bodies: _Bodies) -> APIRouter:
     settings = parts.settings
     sessions = Sessions(parts.links.secret, keyring, is_https=settings.public_url.startswith("https://"))
     agents = Agents(parts.store, has_others=len({key.organization for key in settings.keys}) > 1)
-    memories = MemoryPages(parts.store, agents, parts.limits)
+    remembered = Remembered(parts.store, agents, parts.limits)
+    memories = (
+        MemoryPages(remembered, parts.executions),
+        HistoryPages(remembered, parts.executions),
+        RewritePages(remembered),
+    )
     executions = ExecutionPages(
         parts.executions, parts.regions, host=parts.hosts.id, closing=parts.closing, **bodies
     )

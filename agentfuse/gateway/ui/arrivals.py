@@ -1,7 +1,7 @@
 """What happens in a home, as it happens: server-sent events that a page shows.
 
 ``arrival`` is one event of the home (the id is its number, with which a browser resumes), ``state`` is parts
-of the page that look otherwise now, ``end``: the execution is terminal.
+of the page that look otherwise now, ``end``: the page is to be loaded again.
 """
 
 from __future__ import annotations
@@ -30,8 +30,13 @@ _LONGEST_S = 15 * 60.0
 
 _MAX_STREAMS = 128
 
-State = Callable[[], Awaitable[tuple[bool, dict[str, str]]]]
-"""Whether it is terminal, and the parts of the page, by their ids."""
+_AGAIN_S = 1.0
+
+Follow = Callable[[int], AsyncGenerator[Event, None]]
+"""The events numbered higher, and those to come."""
+
+State = Callable[[], Awaitable[dict[str, str] | None]]
+"""Parts of the page, by their ids; None when all of it is another one now."""
 
 Told = Callable[[Event], tuple[str, str]]
 """A row of the table, and what a screen reader says."""
@@ -48,7 +53,7 @@ class Ticker:
 class ArrivalStream(Response):
     """One page that listens. Raises ``StatedError`` 503 when too many do."""
 
-    def __init__(self, ticker: Ticker, events: AsyncGenerator[Event, None], state: State, told: Told) -> None:
+    def __init__(self, ticker: Ticker, follow: Follow, since: int, state: State, told: Told) -> None:
         if ticker.streams >= _MAX_STREAMS:
             raise StatedError("too many pages are listening; reload this one to see what is new", 503)
         self.status_code = 200
@@ -57,7 +62,8 @@ class ArrivalStream(Response):
             {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
         self._ticker = ticker
-        self._events = events
+        self._follow = follow
+        self._since = since
         self._state = state
         self._told = told
 
@@ -87,23 +93,26 @@ class ArrivalStream(Response):
         stream.cancel()
 
     async def _tell_events(self, sending: _Sending) -> None:
-        try:
-            async with aclosing(self._events) as events:
-                async for event in events:
-                    row, text = self._told(event)
-                    await sending.send("arrival", {"row": row, "text": text}, number=event.seq)
-        except AgentfuseError:
-            pass  # the home is unmounted, or its daemon is restarted: the browser asks again
+        while True:
+            try:
+                async with aclosing(self._follow(self._since)) as events:
+                    async for event in events:
+                        row, text = self._told(event)
+                        await sending.send("arrival", {"row": row, "text": text}, number=event.seq)
+                        self._since = event.seq
+            except AgentfuseError:
+                pass  # the home is not mounted yet, or no more, or its daemon is restarted
+            await trio.sleep(_AGAIN_S)
 
     async def _tell_state(self, sending: _Sending) -> None:
-        """Until it is terminal."""
+        """Until the page is another one."""
         shown: dict[str, str] = {}
         while True:
             try:
-                is_terminal, parts = await self._state()
+                parts = await self._state()
             except AgentfuseError:
-                return
-            if is_terminal:
+                return  # the browser asks again
+            if parts is None:
                 await sending.send("end", {})
                 return
             news = {part: html for part, html in parts.items() if shown.get(part) != html}

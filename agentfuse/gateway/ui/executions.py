@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -30,6 +29,7 @@ from agentfuse.gateway.ui import files
 from agentfuse.gateway.ui.actions import ACTIONS, Action, address, is_active, is_possible
 from agentfuse.gateway.ui.arrivals import ArrivalStream, Ticker, arrival
 from agentfuse.gateway.ui.files import Step
+from agentfuse.gateway.ui.forms import number_of, whole
 from agentfuse.gateway.ui.pages import BASE, HEADERS, fragment, page
 from agentfuse.gateway.ui.sessions import may_change
 from agentfuse.home.walk import join
@@ -94,8 +94,10 @@ class ExecutionPages:
         routes.post(f"{one}/{{action}}")(self.act)
 
     async def find(self, request: Request) -> Execution:
-        """The execution that a request names. Raises ``NotFoundError``."""
-        return await self._executions.get(key_of(request).organization, request.path_params["execution_id"])
+        """The execution that a request names, which :func:`_found` then tells. Raises ``NotFoundError``."""
+        key, execution = key_of(request), request.path_params["execution_id"]
+        request.state.execution = await self._executions.get(key.organization, execution)
+        return _found(request)
 
     # -- all of them
 
@@ -111,12 +113,10 @@ class ExecutionPages:
             if (not status or each.status.value == status) and (not agent or each.agent == agent)
         ]
         found.sort(key=lambda each: (-each.created_at, each.id))
-        pages = max(1, ceil(len(found) / _PAGE))
-        number = min(pages, max(1, _number(query_of(request, "page"))))
-        shown = found[(number - 1) * _PAGE : number * _PAGE]
+        shown = files.paged(found, number_of(request, "page"), _PAGE)
         spaces: dict[str, Space | None] = {}
         async with trio.open_nursery() as nursery:
-            for each in shown:
+            for each in shown.rows:
                 if is_active(each) and each.host == self._host:
                     nursery.start_soon(self._note_space, each, spaces)
 
@@ -130,16 +130,13 @@ class ExecutionPages:
             "executions.html",
             key=key,
             section="executions",
-            executions=shown,
-            total=len(found),
+            shown=shown,
             spaces=spaces,
             is_active=is_active,
             statuses=list(Status),
             status=status,
             agent=agent,
             is_filtered=bool(status or agent),
-            number=number,
-            pages=pages,
             href=href,
         )
 
@@ -149,9 +146,8 @@ class ExecutionPages:
     # -- one of them
 
     async def one(self, request: Request) -> Response:
-        execution, key = await self.find(request), key_of(request)
+        execution, key = _found(request), key_of(request)
         space, events = await self._space(execution), await self._events(execution)
-        possible = [each for each in ACTIONS.values() if may_change(key) and is_possible(each, execution)]
         may_upload = self._may_upload(request, execution, UPLOADS)
         return page(
             "execution.html",
@@ -162,7 +158,7 @@ class ExecutionPages:
             steps=[Step("Executions", f"{BASE}/executions"), Step(execution.id[:8])],
             space=space,
             about=_ABOUT,
-            actions=possible,
+            actions=_possible(request, execution),
             arrivals=[arrival(execution, event) for event in events[: -_SHOWN_EVENTS - 1 : -1]],
             since=events[-1].seq if events else 0,
             is_live=not execution.status.is_terminal,
@@ -189,11 +185,11 @@ class ExecutionPages:
 
     async def space(self, request: Request) -> Response:
         """What a running execution holds, for a list of several."""
-        execution = await self.find(request)
+        execution = _found(request)
         return HTMLResponse(fragment("minis.html", space=await self._space(execution)), headers=HEADERS)
 
     async def confirm(self, request: Request) -> Response:
-        execution, action = await self.find(request), _action(request)
+        execution, action = _found(request), _action(request)
         return page(
             "confirm.html",
             key=key_of(request),
@@ -219,18 +215,20 @@ class ExecutionPages:
 
     async def arrivals(self, request: Request) -> Response:
         """What happens in a home from now on; ends when it does."""
-        execution, organization = await self.find(request), key_of(request).organization
+        execution, organization = _found(request), key_of(request).organization
         last = request.headers.get("last-event-id", "") or query_of(request, "since")
 
-        async def state() -> tuple[bool, dict[str, str]]:
+        async def state() -> dict[str, str] | None:
             now = await self._executions.get(organization, execution.id)
-            parts = {"status": fragment("status.html", execution=now)}
+            if now.status.is_terminal or is_active(now) > is_active(execution):
+                return None
+            values = {"execution": now, "here": address(now)}
+            actions = fragment("actions.html", actions=_possible(request, now), **values)
+            parts = {"status": fragment("status.html", execution=now), "actions": actions}
             space = await self._space(now)
             if space is not None:
-                parts["space"] = fragment(
-                    "space.html", space=space, here=address(now), about=_ABOUT, execution=now
-                )
-            return now.status.is_terminal, parts
+                parts["space"] = fragment("space.html", space=space, about=_ABOUT, **values)
+            return parts
 
         def told(event: Event) -> tuple[str, str]:
             shown = arrival(execution, event)
@@ -238,12 +236,13 @@ class ExecutionPages:
                 "arrival.html", each=shown
             ), f"{shown.verb}: {event.region}/{ascii(event.path)[1:-1]}"
 
-        return ArrivalStream(self._ticker, self._executions.follow(execution, _number(last)), state, told)
+        follow = partial(self._executions.follow, execution)
+        return ArrivalStream(self._ticker, follow, whole(last), state, told)
 
     # -- its files
 
     async def files(self, request: Request) -> Response:
-        execution, (region, path) = await self.find(request), self._asked(request)
+        execution, (region, path) = _found(request), self._asked(request)
         tree = self._executions.tree(execution, region)
         node = await tree.stat(path) if path else None
         href = partial(address, execution, "/files")
@@ -251,7 +250,7 @@ class ExecutionPages:
         def below(inner: bytes) -> str:
             return href(_whole(region, inner))
 
-        whole = _whole(region, path)
+        there = _whole(region, path)
         values: dict[str, Any] = {
             "execution": execution,
             "section": "executions",
@@ -270,29 +269,20 @@ class ExecutionPages:
             ),
         }
         if node is None or node.is_dir:
-            listing = files.listing(await tree.list(path), below, _number(query_of(request, "page")))
-            may_upload = self._may_upload(request, execution, region)
-            here = href(whole)
-            return page(
-                "execution_files.html",
-                listing=listing,
-                href=here,
-                upload=here if may_upload else "",
-                **values,
-            )
-        content = address(execution, "/content", whole)
-        shown = None
-        if node.type == "file":
-            shown = await files.preview(await tree.open(path), content)
-        return page("execution_file.html", node=node, content=content, shown=shown, **values)
+            shown = files.listing(await tree.list(path), below, number_of(request, "page"))
+            values["upload"] = href(there) if self._may_upload(request, execution, region) else ""
+            return page("execution_files.html", shown=shown, there=href(there), **values)
+        content = address(execution, "/content", there)
+        preview = await files.preview(await tree.open(path), content) if node.type == "file" else None
+        return page("execution_file.html", node=node, content=content, preview=preview, **values)
 
     async def content(self, request: Request) -> Response:
-        execution, (region, path) = await self.find(request), self._asked(request)
+        execution, (region, path) = _found(request), self._asked(request)
         opened: Callable[[], object] = partial(self._executions.tree(execution, region).open, path)
         return await files.send_content(request, opened, as_download=bool(query_of(request, "download")))
 
     async def upload(self, request: Request) -> Response:
-        execution, (region, path) = await self.find(request), self._asked(request)
+        execution, (region, path) = _found(request), self._asked(request)
         if not self._may_upload(request, execution, region):
             raise UsageError(f"nothing can be added to {region} of this execution: it is {execution.status}")
         tree = self._executions.tree(execution, region)
@@ -348,6 +338,17 @@ class Space:
     regions: list[tuple[str, object]]
 
 
+def _found(request: Request) -> Execution:
+    execution = request.state.execution
+    assert isinstance(execution, Execution)
+    return execution
+
+
+def _possible(request: Request, execution: Execution) -> list[Action]:
+    """What who is signed in may do to it now."""
+    return [each for each in ACTIONS.values() if may_change(key_of(request)) and is_possible(each, execution)]
+
+
 def _action(request: Request) -> Action:
     found = ACTIONS.get(request.path_params["action"])
     if found is None:
@@ -358,8 +359,3 @@ def _action(request: Request) -> Action:
 def _whole(region: str, path: bytes) -> bytes:
     """A path of a region as one of the home."""
     return join(os.fsencode(region), path) if path else os.fsencode(region)
-
-
-def _number(text: str) -> int:
-    """A number that a query says, 0 for anything else."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0

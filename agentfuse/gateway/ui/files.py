@@ -8,7 +8,7 @@ import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -28,6 +28,8 @@ _ROWS = 500
 _IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "image/bmp")
 _PDF = "application/pdf"
 _TEXT = "text/plain; charset=utf-8"
+
+T = TypeVar("T")
 
 Href = Callable[[bytes], str]
 """The address of a path."""
@@ -66,10 +68,9 @@ class Preview:
     is_cut: bool = False
 
 
-def rows(nodes: Sequence[Node], href: Href, targets: dict[bytes, bytes] | None = None) -> list[Row]:
+def rows(nodes: Sequence[Node], href: Href, targets: dict[bytes, bytes]) -> list[Row]:
     """The rows of a directory, directories first; ``targets``: where links lead."""
     ordered = sorted(nodes, key=lambda node: (not node.is_dir, node.name.lower(), node.name))
-    targets = targets or {}
     return [
         Row(
             node.name,
@@ -86,23 +87,27 @@ def rows(nodes: Sequence[Node], href: Href, targets: dict[bytes, bytes] | None =
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
-    """One of the pages of a directory."""
+class Paged(Generic[T]):
+    """One of the pages of a list; ``total``: how many rows there are in all."""
 
-    rows: list[Row]
+    rows: Sequence[T]
     number: int
     pages: int
     total: int
 
 
+def paged(found: Sequence[T], number: int, size: int) -> Paged[T]:
+    """A page of so many rows; a number that there is none of is the nearest one."""
+    pages = max(1, ceil(len(found) / size))
+    number = min(pages, max(1, number))
+    return Paged(found[(number - 1) * size : number * size], number, pages, len(found))
+
+
 def listing(
     nodes: Sequence[Node], href: Href, number: int, targets: dict[bytes, bytes] | None = None
-) -> Listing:
-    """A page of a directory; a number that there is none of is the nearest one."""
-    pages = max(1, ceil(len(nodes) / _ROWS))
-    number = min(pages, max(1, number))
-    found = rows(nodes, href, targets)
-    return Listing(found[(number - 1) * _ROWS : number * _ROWS], number, pages, len(nodes))
+) -> Paged[Row]:
+    """A page of a directory."""
+    return paged(rows(nodes, href, targets or {}), number, _ROWS)
 
 
 def steps(first: Sequence[Step], path: bytes, href: Href) -> list[Step]:

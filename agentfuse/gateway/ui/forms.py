@@ -1,4 +1,4 @@
-"""Forms as browsers send them, without files."""
+"""What forms and links say: fields, and numbers of pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import parse_qs
 from starlette.requests import Request
 
 from agentfuse.errors import UsageError
-from agentfuse.gateway.bodies import pieces
+from agentfuse.gateway.bodies import pieces, query_of
 
 _MAX_BYTES = 64 * 1024
 
@@ -27,3 +27,13 @@ async def read_fields(request: Request) -> dict[str, str]:
     except ValueError:
         raise UsageError("the form has too many fields") from None
     return {name: values[-1] for name, values in found.items()}
+
+
+def number_of(request: Request, name: str) -> int:
+    """A number that the query says, 0 for anything else."""
+    return whole(query_of(request, name))
+
+
+def whole(text: str) -> int:
+    """A number, 0 for anything else."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0

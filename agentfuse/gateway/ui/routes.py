@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Request
@@ -13,12 +15,20 @@ from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.gateway.hosts.crossing import at_owner
 from agentfuse.gateway.ui.executions import ExecutionPages
 from agentfuse.gateway.ui.forms import read_fields
-from agentfuse.gateway.ui.memory import MemoryPages
 from agentfuse.gateway.ui.pages import BASE, page
 from agentfuse.gateway.ui.sessions import Sessions, own_pages_only
 
 
-def router(sessions: Sessions, memory: MemoryPages, executions: ExecutionPages, hosts: Hosts) -> APIRouter:
+class Pages(Protocol):
+    """Pages of one kind."""
+
+    def add_to(self, routes: APIRouter) -> None:
+        """Register their routes."""
+
+
+def router(
+    sessions: Sessions, memories: Sequence[Pages], executions: ExecutionPages, hosts: Hosts
+) -> APIRouter:
     """All routes. What is of one execution is answered by the host that has it."""
     routes = APIRouter(include_in_schema=False)
     doors = _Doors(sessions)
@@ -27,7 +37,8 @@ def router(sessions: Sessions, memory: MemoryPages, executions: ExecutionPages, 
     routes.post(f"{BASE}/sign-out")(doors.sign_out)
     signed_in = APIRouter(prefix=BASE, dependencies=[Depends(sessions.require)])
     executions.add_to(signed_in)
-    memory.add_to(signed_in)
+    for pages in memories:
+        pages.add_to(signed_in)
     routes.include_router(signed_in)
     owner = at_owner(sessions.require, hosts, executions.find)
     of_execution = APIRouter(prefix=BASE, dependencies=[Depends(owner)])

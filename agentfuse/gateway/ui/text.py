@@ -19,6 +19,8 @@ def visible(text: bytes | str) -> Markup:
     direction of writing, bytes that are not UTF-8) is shown as an escape, set off from what is written so.
     """
     decoded = text.decode(errors="surrogateescape") if isinstance(text, bytes) else text
+    if decoded.isprintable():
+        return escape(decoded)
     return Markup("").join(_shown(run, is_plain) for run, is_plain in _runs(decoded))
 
 

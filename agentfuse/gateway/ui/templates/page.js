@@ -99,7 +99,7 @@ if (live) {
     source.addEventListener("state", changed);
     source.addEventListener("end", () => {
       source.close();
-      location.reload();
+      if (!document.querySelector("form.upload progress:not([hidden])")) location.reload();
     });
   };
   document.addEventListener("visibilitychange", listen);
