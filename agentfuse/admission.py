@@ -32,6 +32,10 @@ STARTERS: tuple[Starter, ...] = get_args(Starter)
 DEFAULT_LISTEN = Address("127.0.0.1", 8080)
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+PLACES = ("{home}", "{agent}", "{execution}")
+"""What stands for something in a launcher."""
+
+_PLACE = re.compile(r"\{[a-z_]+\}")
 _UNIT = re.compile(r"[A-Za-z0-9:_.-]{1,200}@\.service")
 _TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MIN_KEY = 8
@@ -177,10 +181,13 @@ def advertise(value: object) -> str:
 
 
 def launcher(value: object) -> tuple[str, ...]:
-    """A command and its arguments."""
+    """A command and its arguments, in which only what there is stands for something."""
     words = value if isinstance(value, list) else []
     if not words or not all(isinstance(word, str) and word and "\0" not in word for word in words):
         raise ValueError(f'{shown(value)} is no command; write it like ["bwrap", "--bind", "{{home}}", "/x"]')
+    for place in _PLACE.findall(" ".join(words)):
+        if place not in PLACES:
+            raise ValueError(f"{place} stands for nothing; there are {', '.join(PLACES)}")
     return tuple(words)
 
 

@@ -233,9 +233,9 @@ def _file_count(value: object) -> int:
     return value
 
 
-def _small_number(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_SMALL:
-        raise ValueError(f"{shown(value)} is no number from 0 to {_MAX_SMALL}; write it without quotes")
+def _small_number(value: object, *, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MAX_SMALL:
+        raise ValueError(f"{shown(value)} is no number from {least} to {_MAX_SMALL}; write it without quotes")
     return value
 
 
@@ -330,7 +330,7 @@ _GATEWAY: dict[str, tuple[Callable[[object], Any], str]] = {
     "mounts": (lambda value: absolute_path(value, "/srv/agents"), "mounts"),
     "max_restarts": (_small_number, "max_restarts"),
     "search_time": (parse_duration, "search_s"),
-    "max_executions": (_small_number, "max_executions"),
+    "max_executions": (partial(_small_number, least=1), "max_executions"),
     "launcher": (admission.launcher, "launcher"),
     "launcher_grace": (parse_duration, "launcher_grace_s"),
     "starter": (admission.starter, "starter"),

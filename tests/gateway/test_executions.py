@@ -14,7 +14,17 @@ import mounts
 import pytest
 from executing import Host, until
 
+from agentfuse import killpoints
+
 pytestmark = pytest.mark.mount
+
+_ALL_STEPS = [step for step in killpoints.STEPS if step.startswith("execution.") and "launched" not in step]
+STEPS = (
+    _ALL_STEPS
+    if os.environ.get("AGENTFUSE_KILL_STEPS")
+    else ["execution.claimed", "execution.attached", "execution.flushed"]
+)
+"""Where gateways are killed: at every step by hand, at some of them otherwise."""
 
 
 @pytest.fixture(scope="module")
@@ -187,17 +197,18 @@ def test_a_gateway_that_ends_leaves_homes_mounted_and_the_next_one_has_them(tmp_
         assert not [line for line in host.gateway.log if '"level": "ERROR"' in line]
 
 
-@pytest.mark.parametrize("step", ["claimed", "mounted", "attached", "flushed"])
+@pytest.mark.parametrize("step", STEPS)
 def test_a_gateway_that_is_killed_goes_on_where_it_was(tmp_path: Path, step: str) -> None:
-    with executing.host(tmp_path, kill_at=f"execution.{step}") as host:
+    with executing.host(tmp_path, kill_at=step) as host:
         staged = host.stage(("a.txt", b"attached once"))
         execution = _begin_and_be_killed(host, staged)
         assert host.gateway.wait() == -signal.SIGKILL
         host.start()
         if execution is None:
-            assert host.client.get("/agents/v2/executions").json()["total"] == 0
-            execution = host.execute(tempFiles=staged)
-        if step != "flushed":
+            begun = host.client.get("/agents/v2/executions").json()["items"]
+            assert bool(begun) == (step == "execution.created")
+            execution = begun[0]["id"] if begun else host.execute(tempFiles=staged)
+        if not host.revisions(execution)[-1]["ends_as"]:
             host.until(execution, "running")
             (host.home(execution) / "workspace/x").write_bytes(b"x")
             host.ask(execution, "completed")

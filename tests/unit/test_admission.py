@@ -120,3 +120,38 @@ def test_what_the_example_shows_is_valid(tmp_path: Path) -> None:
     settings = load(tmp_path, re.sub(r"^#(?=[a-z\[])", "", example, flags=re.MULTILINE)).gateway
     assert [key.tenant for key in settings.keys] == ["acme"]
     assert settings.blob_secret_file == Path("/etc/agentfuse/blob.secret")
+
+
+def test_what_is_said_of_executions_is_understood(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        '[gateway]\nmounts = "/srv/agents"\nlauncher = ["run", "{home}", "--as={agent}"]\n'
+        "max_executions = 7\n"
+        'launcher_grace = "3s"\nmax_restarts = 0\nstarter = "systemd"\nmount_unit = "homes@.service"\n',
+    ).gateway
+    assert (settings.mounts, settings.launcher) == (Path("/srv/agents"), ("run", "{home}", "--as={agent}"))
+    assert (settings.max_executions, settings.max_restarts, settings.launcher_grace_s) == (7, 0, 3.0)
+    assert (settings.starter, settings.mount_unit) == ("systemd", "homes@.service")
+
+
+@pytest.mark.parametrize(
+    ("line", "fix"),
+    [
+        ('mounts = "agents"', "absolute path"),
+        ('launcher = "run me"', r'write it like \["bwrap"'),
+        ("launcher = []", r'write it like \["bwrap"'),
+        (
+            'launcher = ["run", "{house}"]',
+            "{house} stands for nothing; there are {home}, {agent}, {execution}",
+        ),
+        ("max_executions = 0", "from 1 to"),
+        ("max_executions = true", "from 1 to"),
+        ("max_restarts = -1", "from 0 to"),
+        ('starter = "upstart"', "is not one of child, systemd"),
+        ('mount_unit = "homes.service"', "no template unit"),
+        ('launcher_grace = "soon"', "not a duration"),
+    ],
+)
+def test_mistakes_about_executions_are_told_with_their_fix(tmp_path: Path, line: str, fix: str) -> None:
+    key = line.partition(" ")[0]
+    assert re.search(rf":2: gateway\.{key}: .*{fix}", problem(tmp_path, f"[gateway]\n{line}\n"))

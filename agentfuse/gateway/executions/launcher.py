@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,12 +21,14 @@ from pathlib import Path
 import msgspec
 import trio
 
+from agentfuse.admission import PLACES
 from agentfuse.errors import EnvironmentProblem
 from agentfuse.gateway.executions import supervisor
 from agentfuse.gateway.executions.journal import Journal
 from agentfuse.gateway.executions.record import Execution
 from agentfuse.home.tree import write_durably
 
+_PLACE = re.compile("|".join(map(re.escape, PLACES)))
 _LOG = logging.getLogger(__name__)
 
 _POLL_S = 0.02
@@ -159,12 +162,8 @@ class Launchers:
             directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise EnvironmentProblem(f"cannot make {directory}: {error.strerror}") from error
-        places = {"{home}": str(home), "{agent}": record.agent, "{execution}": record.id}
-        command = []
-        for word in self._command:
-            for place, value in places.items():
-                word = word.replace(place, value)  # noqa: PLW2901
-            command.append(word)
+        places = dict(zip(PLACES, (str(home), record.agent, record.id), strict=True))
+        command = [_PLACE.sub(lambda found: places[found[0]], word) for word in self._command]
         inputs = directory / "inputs.json"
         environ = {name: os.environ[name] for name in _TOLD if name in os.environ} | {
             "HOME": str(home),
