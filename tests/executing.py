@@ -143,15 +143,23 @@ class Host:
         """End everything that this host runs."""
         self.gateway.process.kill()
         self.gateway.process.wait(DEADLINE_S)
-        for begun in self.base.glob("state/gateway/executions/*/launcher/begun"):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(json.loads(begun.read_text())["pid"], signal.SIGQUIT)
-        for entry in Registry(self.base / "run").list():
-            if entry.alive:
+        while processes := self._processes():  # supervisors, and daemons although they are just starting
+            for pid in processes:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(entry.record.pid, signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
         for path in mounts.mountpoints_below(self.base):
             mounts.detach(path)
+
+    def _processes(self) -> list[int]:
+        """Those that run on this host's state and have nobody else to end them."""
+        ours = os.fsencode(self.base / "state")
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = path.read_bytes().split(b"\0")
+                if any(word.startswith(ours) for word in words) and int(path.parent.name) != os.getpid():
+                    found.append(int(path.parent.name))
+        return found
 
 
 @contextmanager
