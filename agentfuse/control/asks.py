@@ -72,8 +72,10 @@ class Ask(Generic[_T]):
 
     def understood(self, data: bytes) -> _T:
         """The answer, typed."""
-        # Not msgspec's own parser: it refuses the lone surrogates of names that are no UTF-8.
-        return msgspec.convert(json.loads(data), self.answer)
+        try:
+            return msgspec.json.decode(data, type=self.answer)
+        except msgspec.DecodeError:  # it refuses the lone surrogates of names that are no UTF-8
+            return msgspec.convert(json.loads(data), self.answer)
 
 
 @dataclass(frozen=True, slots=True)

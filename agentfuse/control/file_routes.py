@@ -12,6 +12,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from email.utils import formatdate
 
+import msgspec
 import trio
 
 from agentfuse.control import paths
@@ -41,6 +42,7 @@ _PIECE = 256 * 1024
 _encoders = trio.CapacityLimiter(2)
 _RANGE = re.compile(rb"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 _ETAG = re.compile(rb'"([\x21\x23-\x7e]*)"')
+_fast = msgspec.json.Encoder()
 _ANY = Media(("application/octet-stream",))
 
 
@@ -61,8 +63,15 @@ async def _list(control: MountControl, call: Call[ListQuery, Nothing]) -> Reply:
 def _encoded(page: Page) -> bytes:
     """A page as JSON, entry by entry: at once, thousands of them would keep the mount for that long."""
     cursor = None if page.after is None else base64.urlsafe_b64encode(page.after).decode()
-    entries = b",".join([encode(each.as_dict()) for each in page.entries])
+    entries = b",".join([_encoded_entry(each.as_dict()) for each in page.entries])
     return b'{"entries":[%s],"cursor":%s}' % (entries, encode(cursor))
+
+
+def _encoded_entry(facts: dict[str, object]) -> bytes:
+    try:
+        return _fast.encode(facts)
+    except UnicodeEncodeError:  # it refuses the lone surrogates of names that are no UTF-8
+        return encode(facts)
 
 
 async def _stat(control: MountControl, call: Call[AnyQuery, Nothing]) -> Reply:
