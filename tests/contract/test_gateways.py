@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
+import httpx
 import pytest
 from gateways import ACME, ORGANIZATION, SMALL, SMALL_BYTES, Gateway, download, gateway, listing, upload
 from s3_servers import STORES
 
 from agentfuse.errors import NotFoundError
+from agentfuse.gateway.agents import Agents
 from agentfuse.gateway.staging import Staging
 from agentfuse.objectstore import open_store
 from agentfuse.progress import Silent
@@ -111,3 +113,30 @@ def test_a_staged_file_comes_back_whole_and_is_claimed_by_one_of_many(pair: list
         staging.remove(staging.claim(ORGANIZATION, file["id"], "e"))
         with pytest.raises(NotFoundError):
             staging.find(ORGANIZATION, file["id"])
+
+
+def test_a_large_content_is_fetched_from_the_store_itself(pair: list[Gateway]) -> None:
+    Agents(open_store(pair[0].store), has_others=True).claim(ORGANIZATION, "memory")
+    large = bytes(range(256)) * 8192
+    contents = {"größe '1'.png": large, "small.txt": b"small", "too.txt": b"too", "empty": b""}
+    shared = "/agents/v2/agents/memory/shared-files"
+    with pair[0].client(ACME) as one, pair[1].client(ACME) as other:
+        sent = [("files", (name, content)) for name, content in contents.items()]
+        assert one.post(shared, files=sent).status_code == 200
+        listed = {file["fileName"]: file for file in other.get(shared).json()["files"]}
+        assert set(listed) == set(contents)
+        for name, content in contents.items():
+            file = listed[name]
+            assert file["fileSize"] == len(content)
+            answer = other.get(file["downloadUrl"])
+            assert answer.status_code == 303
+            location = answer.headers["location"]
+            is_of_store = content is large and pair[0].store.startswith("s3:")
+            assert location.startswith(pair[1].url) is not is_of_store, name
+            fetched = httpx.get(location, headers={"Accept": "text/plain"}, trust_env=False)
+            assert (fetched.status_code, fetched.content) == (200, content)
+            assert fetched.headers["content-length"] == str(len(content))
+            assert fetched.headers["content-type"] == file["mimeType"]
+            assert "content-encoding" not in fetched.headers
+            part = httpx.get(location, headers={"Range": "bytes=1-3"}, trust_env=False)
+            assert part.content == content[1:4] or not content
