@@ -15,6 +15,7 @@ from pathlib import Path
 
 import hypercorn.config
 import hypercorn.trio
+import hypercorn.trio.tcp_server
 import trio
 
 from agentfuse import longlived
@@ -42,6 +43,8 @@ _IDLE_CONNECTION_S = 30
 _UNREAD_MS = 60_000
 _CUT_OFF_AFTER_S = 2.0
 _SWEEP_S = 300.0
+_RECEIVED_BYTES = 256 * 1024
+"""So much of a body is taken at a time: each piece costs as much as it takes to copy hundreds of KiB."""
 
 
 def serve(config: Config, config_file: Path | None, *, on_ready: OnReady) -> None:
@@ -151,7 +154,9 @@ async def _serve_http(
 
 def _http(settings: Gateway) -> hypercorn.config.Config:
     """How HTTP is served. Raises ``ConfigError`` for a certificate that cannot be used."""
+    hypercorn.trio.tcp_server.MAX_RECV = _RECEIVED_BYTES  # type: ignore[misc]  # a constant there
     http = hypercorn.config.Config()
+    http.max_app_queue_size = 2
     http.graceful_timeout = settings.grace_s
     http.keep_alive_timeout = _IDLE_CONNECTION_S
     http.ssl_handshake_timeout = _IDLE_CONNECTION_S
