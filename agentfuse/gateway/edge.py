@@ -150,11 +150,12 @@ class Edge:
             return
         if scope.get("http_version") not in ("1.0", "1.1"):
             # The server would go over to HTTP/2 for who asks, past what a proxy in front has let through.
-            await self._answer(scope, receive, send, Problem(505, "speak HTTP/1.1", UsageError))
+            too_new = Problem(505, "speak HTTP/1.1", UsageError)
+            await self._answer(scope, receive, _finishing(receive, send), too_new)
             return
         if self._requests >= _MAX_REQUESTS:
             busy = Problem(503, "the gateway has too many requests at a time", BusyError)
-            await self._answer(scope, receive, send, busy)
+            await self._answer(scope, receive, _finishing(receive, send), busy)
             return
         self._requests += 1
         self._metrics.begun()
@@ -172,6 +173,7 @@ class Edge:
             self._metrics.ended(family_of(scope["path"]).name, status, trio.current_time() - began)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        send = _finishing(receive, send)
         has_begun = has_read_all = False
 
         async def noting_receive() -> Message:
@@ -217,8 +219,7 @@ class Edge:
         Those who have no key must not fill the gateway by that, so few linger at a time."""
 
         async def lingering_send(message: Message) -> None:
-            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-            if is_last and self._lingers < _MAX_LINGERING:
+            if _is_last(message) and self._lingers < _MAX_LINGERING:
                 await send({**message, "more_body": True})
                 self._lingers += 1
                 try:
@@ -272,6 +273,31 @@ def _methods_of(request: Request) -> set[str]:
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
             found.add(method)
     return found
+
+
+def _finishing(receive: Receive, send: Send) -> Send:
+    """Takes what still comes of a body while the end of the answer is sent: the server first hands over what
+    it has, and would wait for ever for who does not read any more."""
+
+    async def finishing_send(message: Message) -> None:
+        if not _is_last(message):
+            await send(message)
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_take, receive)
+            await send(message)
+            nursery.cancel_scope.cancel()
+
+    return finishing_send
+
+
+def _is_last(message: Message) -> bool:
+    return bool(message["type"] == "http.response.body") and not message.get("more_body", False)
+
+
+async def _take(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _drain(receive: Receive) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -217,6 +218,22 @@ def test_many_without_a_key_who_send_slowly_keep_nobody_out(client: httpx.Client
             stack.enter_context(raw).sendall(head + b"Content-Length: 1000000\r\n\r\n--b")
             assert raw.recv(12) == b"HTTP/1.1 401"
         assert client.get("/api/v1/files").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/api/v1/files", "/nothing", "/api/v1/files/move"])
+def test_a_body_that_nobody_reads_keeps_nothing_busy(client: httpx.Client, path: str) -> None:
+    """The server would hand its pieces to who has ended already, and wait for him for ever."""
+    head = (
+        f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ACME}\r\nContent-Length: 20000000\r\n\r\n"
+    )
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), 20) as raw:
+        with suppress(OSError):  # it answered, and closed while we sent
+            raw.sendall(head.encode() + bytes(10_000_000))
+            while raw.recv(65536):
+                pass
+    deadline = time.monotonic() + 20
+    while "requests_in_progress 1.0" not in client.get("/metrics").text:
+        assert time.monotonic() < deadline, "it is still busy with it"
 
 
 def test_a_key_of_a_megabyte_is_no_key(gateway: Gateway) -> None:
