@@ -36,6 +36,7 @@ _LOG = logging.getLogger(__name__)
 
 _DRAIN_BYTES = 256 * 1024 * 1024
 _DRAIN_S = 5.0
+_MAX_HEAD_BYTES = 16 * 1024
 _MAX_REQUESTS = 512
 _MAX_LINGERING = 128
 
@@ -152,6 +153,10 @@ class Edge:
             # The server would go over to HTTP/2 for who asks, past what a proxy in front has let through.
             too_new = Problem(505, "speak HTTP/1.1", UsageError)
             await self._answer(scope, receive, _finishing(receive, send), too_new)
+            return
+        if _head_bytes(scope) > _MAX_HEAD_BYTES:
+            too_long = Problem(431, "the path, the query or the headers are too long", UsageError)
+            await self._answer(scope, receive, _finishing(receive, send), too_long)
             return
         if self._requests >= _MAX_REQUESTS:
             busy = Problem(503, "the gateway has too many requests at a time", BusyError)
@@ -289,6 +294,12 @@ def _finishing(receive: Receive, send: Send) -> Send:
             nursery.cancel_scope.cancel()
 
     return finishing_send
+
+
+def _head_bytes(scope: Scope) -> int:
+    """How long the request is without its body; the server looks only while it is not complete."""
+    headers = sum(len(name) + len(value) for name, value in scope["headers"])
+    return headers + len(scope.get("raw_path", b"")) + len(scope.get("query_string", b""))
 
 
 def _is_last(message: Message) -> bool:

@@ -125,7 +125,7 @@ async def test_an_answer_that_breaks_off_is_not_completed(caplog: pytest.LogCapt
         sent.append(message)
 
     await Edge(app, Metrics())(
-        {"type": "http", "http_version": "1.1", "method": "GET", "path": "/"}, receive, send
+        {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "headers": []}, receive, send
     )
     assert [message.get("body") for message in sent] == [None, b"some"]
     assert "cut off" in caplog.text
