@@ -154,7 +154,7 @@ async def _serve_http(
 
 def _http(settings: Gateway) -> hypercorn.config.Config:
     """How HTTP is served. Raises ``ConfigError`` for a certificate that cannot be used."""
-    hypercorn.trio.tcp_server.MAX_RECV = _RECEIVED_BYTES  # type: ignore[misc]  # a constant there
+    hypercorn.trio.tcp_server.MAX_RECV = _RECEIVED_BYTES
     http = hypercorn.config.Config()
     http.max_app_queue_size = 2
     http.graceful_timeout = settings.grace_s

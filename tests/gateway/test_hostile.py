@@ -226,11 +226,11 @@ def test_a_body_that_nobody_reads_keeps_nothing_busy(client: httpx.Client, path:
     head = (
         f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ACME}\r\nContent-Length: 20000000\r\n\r\n"
     )
-    with socket.create_connection((client.base_url.host, client.base_url.port or 0), 20) as raw:
-        with suppress(OSError):  # it answered, and closed while we sent
-            raw.sendall(head.encode() + bytes(10_000_000))
-            while raw.recv(65536):
-                pass
+    where = (client.base_url.host, client.base_url.port or 0)
+    with socket.create_connection(where, 20) as raw, suppress(OSError):  # it closed while we sent
+        raw.sendall(head.encode() + bytes(10_000_000))
+        while raw.recv(65536):
+            pass
     deadline = time.monotonic() + 20
     while "requests_in_progress 1.0" not in client.get("/metrics").text:
         assert time.monotonic() < deadline, "it is still busy with it"
