@@ -368,7 +368,7 @@ def _still(fd: int, at: marks.File) -> tuple[os.stat_result, _Marked]:
 
     ``at``: the name of ``fd`` in /proc, as that reads nothing itself.
     """
-    if not os.listxattr(at):
+    if not marks.may_be_on(at):
         return os.fstat(fd), _NOTHING
     mark = marks.read(at)
     while True:

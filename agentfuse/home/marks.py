@@ -56,6 +56,16 @@ def are_kept(directory_fd: int) -> bool:
     return True
 
 
+def may_be_on(file: File) -> bool:
+    """Whether a file or directory has any attributes, of which some may be marks; needs no permission."""
+    try:
+        return bool(os.listxattr(file))
+    except OSError as error:
+        if error.errno in _NO_MARK:
+            return False
+        raise
+
+
 def write(fd: int, mark: Mark) -> None:
     """Mark an open file of ours, or change its mark. Raises ``OSError``, ENOSPC if it has no room."""
     value = bytes.fromhex(mark.sha256)

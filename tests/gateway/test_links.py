@@ -7,12 +7,14 @@ import stat
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
-from gateways import SECRET, Gateway, upload
+from agents_files import Agent
+from gateways import ORGANIZATION, OTHER_ORGANIZATION, SECRET, Gateway, upload
 
 from agentfuse import admission
 from agentfuse.errors import ConfigError
-from agentfuse.gateway.blobs import LINK_S, Blob, Links, secret_of
+from agentfuse.gateway.blobs import LINK_S, Blob, Links, Place, secret_of
 from agentfuse.gateway.edge import DeniedError
 from agentfuse.gateway.storedtree import StoredFile
 from agentfuse.objectstore import open_store
@@ -120,3 +122,37 @@ def test_a_secret_that_is_missing_or_short_is_a_mistake(tmp_path: Path, content:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match="blob_secret_file"):
         secret_of(admission.Gateway(blob_secret_file=path), tmp_path)
+
+
+@pytest.mark.mount
+def test_a_link_to_a_file_of_an_execution_serves_what_is_there_when_it_is_fetched(
+    gateway: Gateway, executed: tuple[Agent, Path], live: Agent
+) -> None:
+    _, home = executed
+    links = Links(SECRET.encode())
+    place = Place(ORGANIZATION, home.name, "workspace", "d/ä.csv".encode(), "text/csv")
+    link = links.to(place)
+    (home / "workspace/d").mkdir()
+    path = home / "workspace/d/ä.csv"
+    with gateway.client("") as nobody:
+        assert nobody.get(link).status_code == 404
+        for content in (b"first", b"", bytes(range(256)) * 8192):
+            path.write_bytes(content)
+            answer = nobody.get(link, headers={"Accept-Encoding": "gzip"})
+            assert (answer.status_code, answer.content) == (200, content)
+            assert answer.headers["content-length"] == str(len(content))
+            assert answer.headers["content-type"] == "text/csv"
+            assert "content-encoding" not in answer.headers
+            assert nobody.head(link).headers["content-length"] == str(len(content))
+        part = nobody.get(link, headers={"Range": "bytes=1000000-1000009"})
+        assert (part.status_code, part.content) == (206, content[1000000:1000010])
+        path.unlink()
+        path.symlink_to("/etc/passwd")
+        assert nobody.get(link).status_code == 404
+        for wrong in (
+            msgspec.structs.replace(place, organization=OTHER_ORGANIZATION),
+            msgspec.structs.replace(place, execution="3f0f9c1e-6f57-4a3e-8d5c-0000000000ff"),
+            msgspec.structs.replace(place, region="nowhere"),
+            msgspec.structs.replace(place, path=b"d"),
+        ):
+            assert nobody.get(links.to(wrong)).status_code == 404
