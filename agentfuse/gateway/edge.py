@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from agentfuse.control.registry import NoDaemonError
 from agentfuse.errors import (
     AgentfuseError,
     BusyError,
@@ -247,7 +248,9 @@ def problem_of(error: Exception) -> Problem | None:
         # What is wrong within is for the log of the host, which has it, and its hint for operators.
         status = error.http_status
         message = str(error) if isinstance(error, UsageError) else error.message
-        if isinstance(error, StoreError):
+        if isinstance(error, NoDaemonError):
+            status, message = 503, "the home is not there just now; ask again a little later"
+        elif isinstance(error, StoreError):
             _LOG.warning("%s", error)
             status, message = 502, "the object store failed or cannot be reached"
         elif isinstance(error, EnvironmentProblem) and status == 503:

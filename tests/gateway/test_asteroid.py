@@ -25,7 +25,7 @@ FORM = {"files": ("a", b"1")}
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    with executing.host(tmp_path_factory.mktemp("refusals"), gateway_settings="max_executions = 8") as host:
+    with executing.host(tmp_path_factory.mktemp("refusals"), gateway_settings="max_executions = 2") as host:
         yield host
 
 
@@ -348,6 +348,30 @@ def test_debug_is_listed_and_only_that_can_be_downloaded_as_such(host: Host) -> 
         assert host.client.get(f"{url}/context-files/{file['id']}/download").status_code == 404
         if host.get(execution)["status"] == "running":
             host.end(execution)
+
+
+def test_what_waits_for_room_has_no_files_and_takes_none(host: Host, running: str) -> None:
+    other = host.run("other")
+    full = host.try_to_execute("late")
+    assert (full.status_code, full.json()["code"]) == (429, 429)
+    staged = host.stage(("a.txt", b"content"))
+    begun = host.try_to_execute("late", onCapacityLimit="queue", tempFiles=staged)
+    assert (begun.status_code, begun.json()["status"]) == (202, "queued")
+    queued = begun.json()["executionId"]
+    url = f"/agents/v2/executions/{queued}"
+    assert host.files(queued) == {}
+    assert host.client.get(f"{url}/context-files").json() == []
+    assert host.client.get("/agents/v2/executions?phase=pending").json()["items"][0]["id"] == queued
+    activities = host.client.get(f"{url}/activities").json()
+    assert [each["payload"] for each in activities] == [
+        {"activityType": "status_changed", "status": "queued"}
+    ]
+    answer = host.client.post(f"{url}/context-files", files=FORM)
+    assert (answer.status_code, answer.headers["content-type"]) == (409, TEXT)
+    host.end(other, "cancelled")
+    host.until(queued, "running")
+    assert list(host.files(queued)) == ["uploads/a.txt"]
+    host.end(queued, "cancelled")
 
 
 def test_nothing_was_unexpected(host: Host) -> None:

@@ -13,7 +13,7 @@ import trio
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.responses import PlainTextResponse, RedirectResponse
 
-from agentfuse.errors import NotFoundError, UsageError
+from agentfuse.errors import BusyError, NotFoundError, UsageError, WrongTypeError
 from agentfuse.gateway import describe
 from agentfuse.gateway.addresses import base_url
 from agentfuse.gateway.asteroid import activities, fields, files, models
@@ -22,7 +22,7 @@ from agentfuse.gateway.asteroid.uploads import Uploads, put_all
 from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
 from agentfuse.gateway.blobs import FileLinks, Place
 from agentfuse.gateway.bodies import JsonAnswer, query_of
-from agentfuse.gateway.executions.record import Execution
+from agentfuse.gateway.executions.record import Execution, Status
 from agentfuse.gateway.executions.service import Executions
 from agentfuse.gateway.filetree import Node
 from agentfuse.gateway.ids import file_id
@@ -158,7 +158,10 @@ class ExecutionFiles:
         wanted = request.path_params["fileId"].lower()
         region, node = await self._find(execution, regions, wanted)
         tree = self._executions.tree(execution, region)
-        url = await self._links.url(request, tree, node, execution=execution, region=region)
+        try:
+            url = await self._links.url(request, tree, node, execution=execution, region=region)
+        except (NotFoundError, WrongTypeError) as error:  # it is just being replaced
+            raise NotFoundError("File not found.") from error
         return RedirectResponse(url, 303)
 
     async def activities(self, request: Request) -> Response:
@@ -167,7 +170,10 @@ class ExecutionFiles:
         order = fields.one_of(query_of(request, "order") or None, "order", activities.DIRECTIONS)
         limit = fields.whole(query_of(request, "limit") or None, "limit", 1, activities.MAX_LIMIT)
         execution = await self._execution(request)
-        arrivals = activities.arrivals(await self._executions.events(execution))
+        queued = execution.status is Status.QUEUED
+        events = [] if queued else await self._executions.events(execution)
+        # Other regions that are configured to notify are unknown to the API.
+        arrivals = activities.arrivals(each for each in events if each.region in files.DIRECTORIES)
         nodes = await self._nodes(execution, sorted({each.region for each in arrivals}))
         sizes = {(region, node.path): node.size for region, found in nodes.items() for node in found}
         shown = [replace(each, size=sizes.get((each.region, each.path), each.size)) for each in arrivals]
@@ -199,6 +205,8 @@ class ExecutionFiles:
     async def _nodes(self, execution: Execution, regions: Sequence[str]) -> dict[str, Sequence[Node]]:
         """The files of some regions."""
         found: dict[str, Sequence[Node]] = dict.fromkeys(regions, ())
+        if execution.status is Status.QUEUED:  # it has no home, and is in no hurry to get one
+            return found
 
         async def look(region: str) -> None:
             nodes = await self._executions.tree(execution, region).list(b"", recursive=True)
@@ -223,3 +231,7 @@ class ExecutionFiles:
 def _require_running(execution: Execution) -> None:
     if execution.status.is_terminal or execution.ends_as is not None:
         raise UsageError("the execution has ended")
+    if execution.status is Status.QUEUED:
+        raise BusyError(
+            "the execution has not begun", hint="stage files for it instead, or wait until it runs"
+        )

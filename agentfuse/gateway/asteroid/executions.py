@@ -20,7 +20,7 @@ from agentfuse.gateway.executions.record import Execution, Status
 from agentfuse.gateway.executions.service import Executions
 
 MAX_WAIT_S = 25
-MAX_BODY_BYTES = 1024 * 1024
+MAX_BODY_BYTES = 256 * 1024
 """Of inputs: they are in the execution's record, which is written anew with every change."""
 
 _ERRORS = (400, 401, 403, 404)
