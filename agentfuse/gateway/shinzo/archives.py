@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from agentfuse.errors import ExistsError, NotFoundError, QuotaExceededError, UsageError, WrongTypeError
 from agentfuse.gateway.bodies import JsonAnswer, read_json
 from agentfuse.gateway.filetree import NewFile, Node
+from agentfuse.gateway.shinzo.contents import SMALL_BYTES, read_small, together, windows
 from agentfuse.gateway.shinzo.desk import Desk, flag, number
 from agentfuse.gateway.shinzo.filesystem import USER, Filesystem, Place
 from agentfuse.gateway.shinzo.packing import FORMATS, Format, Packer, format_of, packer
@@ -25,6 +26,7 @@ from agentfuse.snapshots.entries import parent_of, printable
 
 _MAX_PATHS = 1000
 _LEVEL = 6
+_PUTS_AT_A_TIME = 4
 
 
 class Archives:
@@ -51,10 +53,10 @@ class Archives:
         with Spool(self._desk.spool) as spool:
             archive = await trio.to_thread.run_sync(spool.begin, limiter=self._desk.limits.spool)
             writer = packer(kind, archive, _LEVEL if level is None else level)
-            entries = _named(nodes, paths)
             max_bytes = (await place.tree.usage()).bytes_quota
-            for name, node in entries:
-                await self._add(files, name, node, writer)
+            start, packed = _start_of_names(paths), 0
+            for window in windows([node for node in nodes.values() if node.type in ("file", "dir")]):
+                packed += await self._add(files, window, start, writer)
                 if archive.size > max_bytes:
                     raise QuotaExceededError(f"the archive is larger than {place.region} may be")
             await self._in_thread(writer.close)
@@ -64,7 +66,7 @@ class Archives:
                 on_collision="replace" if overwrite else "refuse",
             )
         answer = {"path": absolute(output), "size": made.size, "format": kind}
-        return JsonAnswer(answer | {"skipped": len(nodes) - len(entries)}, 201)
+        return JsonAnswer(answer | {"skipped": len(nodes) - packed}, 201)
 
     async def extract(self, request: Request) -> Response:
         """Extract an archive, of a kind that its content tells, into a directory. Everything in it is checked
@@ -91,28 +93,49 @@ class Archives:
             directories = [join(target.path, path) for path in sorted(found.directories)]
             if target.path:
                 directories.insert(0, target.path)
-            await target.tree.put(
-                placed,
-                creator=USER,
-                on_collision="replace" if overwrite else "refuse",
-                directories=directories,
-            )
+            put = partial(target.tree.put, creator=USER, on_collision="replace" if overwrite else "refuse")
+            if files.home is None:
+                await put(placed, directories=directories)
+            else:
+                await _put_live(put, placed, directories)
         answer = {"destination": absolute(output), "files_extracted": len(placed)}
         return JsonAnswer(answer | {"skipped": len(found.skipped)})
 
-    async def _add(self, files: Filesystem, name: bytes, node: Node, writer: Packer) -> None:
-        if node.is_dir:
-            await self._in_thread(writer.directory, name, node)
-            return
+    async def _add(self, files: Filesystem, window: Sequence[Node], start: int, writer: Packer) -> int:
+        """Pack some nodes, whose names begin at ``start``; how many there were still."""
+        if window[0].size > SMALL_BYTES:
+            return await self._add_long(files, window[0], start, writer)
+        contents = await read_small(files, window)
+
+        def write() -> int:
+            packed = 0
+            for node in window:
+                name = node.path[start:]
+                if node.is_dir:
+                    writer.directory(name, node)
+                elif node.path in contents:
+                    opened, content = contents[node.path]
+                    writer.begin(name, opened)
+                    writer.write(content)
+                    writer.end()
+                else:
+                    continue
+                packed += 1
+            return packed
+
+        return await trio.to_thread.run_sync(write, limiter=self._desk.limits.spool)
+
+    async def _add_long(self, files: Filesystem, node: Node, start: int, writer: Packer) -> int:
         place = files.place(node.path)
         opened = await place.tree.open(place.path)
         try:
-            await self._in_thread(writer.begin, name, opened.node)
+            await self._in_thread(writer.begin, node.path[start:], opened.node)
             async for piece in opened.stream():
                 await self._in_thread(writer.write, piece)
             await self._in_thread(writer.end)
         finally:
             await opened.aclose()
+        return 1
 
     async def _fetched(self, place: Place, spool: Spool) -> Spooled:
         opened = await place.tree.open(place.path)
@@ -126,6 +149,15 @@ class Archives:
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
         return await trio.to_thread.run_sync(work, *arguments, limiter=self._desk.limits.spool)
+
+
+async def _put_live(
+    put: Callable[..., Awaitable[object]], files: Sequence[NewFile], directories: Sequence[bytes]
+) -> None:
+    """Put files into a live tree, which takes each by itself, so several at a time."""
+    await put([], directories=directories)
+    parts = [files[number::_PUTS_AT_A_TIME] for number in range(_PUTS_AT_A_TIME)]
+    await together([partial(put, part) for part in parts])
 
 
 def _paths_of(body: dict[str, Any]) -> list[bytes]:
@@ -144,11 +176,10 @@ def _format_of(body: dict[str, Any], output: bytes) -> Format:
     return next(each for each in FORMATS if each == kind)
 
 
-def _named(nodes: dict[bytes, Node], paths: Sequence[bytes]) -> list[tuple[bytes, Node]]:
-    """What is packed, by names that begin in the deepest directory that all of the paths are in."""
+def _start_of_names(paths: Sequence[bytes]) -> int:
+    """Where names begin: in the deepest directory that all of the paths are in."""
     parent = posixpath.commonpath([parent_of(path) for path in paths])
-    start = len(parent) + 1 if parent else 0
-    return [(path[start:], node) for path, node in nodes.items() if node.type in ("file", "dir")]
+    return len(parent) + 1 if parent else 0
 
 
 async def _nodes_at(files: Filesystem, paths: Sequence[bytes]) -> dict[bytes, Node]:

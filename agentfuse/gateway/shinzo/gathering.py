@@ -17,6 +17,7 @@ import trio
 
 from agentfuse.errors import NotFoundError
 from agentfuse.gateway.filetree import Node
+from agentfuse.gateway.shinzo.contents import SMALL_BYTES, read_small, windows
 from agentfuse.gateway.shinzo.filesystem import Filesystem
 from agentfuse.gateway.shinzo.matching import python
 from agentfuse.gateway.spool import on_disk
@@ -35,6 +36,7 @@ class Heap:
     fd: int = -1
     starts: list[int] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
+    _end: int = 0
 
     def __enter__(self) -> Heap:
         with on_disk(self.directory):
@@ -52,19 +54,30 @@ class Heap:
 
     async def fill(self, files: Filesystem, nodes: Sequence[Node]) -> None:
         """Have the contents of these, and no others, but for those that are binary, too long or gone."""
-        self.starts, self.nodes = [], []
+        self.starts, self.nodes, self._end = [], [], 0
         await trio.to_thread.run_sync(os.ftruncate, self.fd, 0, limiter=self.limiter)
         if files.home is not None:
             await self._fill_from(files.home, nodes)
             return
-        end = 0
-        for node in nodes:
-            content = await self._stored(files, node)
-            if content is not None:
-                await trio.to_thread.run_sync(self._write, content, end, limiter=self.limiter)
-                self.starts.append(end)
-                self.nodes.append(node)
-                end += len(content)
+        for window in windows(nodes):
+            if window[0].size > SMALL_BYTES:
+                await self._add(window, [await self._long(files, window[0])])
+            else:
+                small = await read_small(files, window)
+                await self._add(window, [small[n.path][1] if n.path in small else None for n in window])
+
+    async def _add(self, nodes: Sequence[Node], contents: Sequence[bytes | None]) -> None:
+        """Put contents behind the others; None, and what is binary, is left out."""
+        added = bytearray()
+        for node, content in zip(nodes, contents, strict=True):
+            if content is None or b"\0" in content:
+                continue
+            self.starts.append(self._end + len(added))
+            self.nodes.append(node)
+            added += content
+            if not content.endswith(b"\n"):
+                added += b"\n"
+        await trio.to_thread.run_sync(self._write, bytes(added), limiter=self.limiter)
 
     async def _fill_from(self, home: Path, nodes: Sequence[Node]) -> None:
         done = await trio.run_process(
@@ -81,7 +94,7 @@ class Heap:
                 self.starts.append(place)
                 self.nodes.append(node)
 
-    async def _stored(self, files: Filesystem, node: Node) -> bytes | None:
+    async def _long(self, files: Filesystem, node: Node) -> bytes | None:
         place = files.place(node.path)
         try:
             opened = await place.tree.open(place.path)
@@ -95,14 +108,14 @@ class Heap:
                     return None
         finally:
             await opened.aclose()
-        return bytes(content if content.endswith(b"\n") else content + b"\n")
+        return bytes(content)
 
-    def _write(self, content: bytes, at: int) -> None:
+    def _write(self, content: bytes) -> None:
         with on_disk(self.directory):
             left = memoryview(content)
             while left:
-                written = os.pwrite(self.fd, left, at)
-                at += written
+                written = os.pwrite(self.fd, left, self._end)
+                self._end += written
                 left = left[written:]
 
 

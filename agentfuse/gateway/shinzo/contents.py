@@ -1,0 +1,80 @@
+"""Contents of many files: the small ones several at a time, for each costs a round trip or two."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from agentfuse.errors import NotFoundError, WrongTypeError
+from agentfuse.gateway.filetree import Node
+from agentfuse.gateway.shinzo.filesystem import Filesystem
+from agentfuse.regions import MiB
+
+SMALL_BYTES = 256 * 1024
+"""What is no longer is held in memory."""
+
+_WINDOW_FILES, _WINDOW_BYTES = 128, 8 * MiB
+_AT_A_TIME = 16
+
+
+def windows(nodes: Sequence[Node]) -> Iterator[Sequence[Node]]:
+    """Some nodes at a time, in order; a file that is not small comes alone."""
+    window: list[Node] = []
+    size = 0
+    for node in nodes:
+        is_large = node.size > SMALL_BYTES
+        if window and (is_large or len(window) == _WINDOW_FILES or size + node.size > _WINDOW_BYTES):
+            yield window
+            window, size = [], 0
+        if is_large:
+            yield [node]
+        else:
+            window.append(node)
+            size += node.size
+    if window:
+        yield window
+
+
+async def read_small(files: Filesystem, nodes: Sequence[Node]) -> Mapping[bytes, tuple[Node, bytes]]:
+    """The contents of small files, by path, and what the files are by now; those that are gone are left out,
+    and those that have become longer."""
+    found: dict[bytes, tuple[Node, bytes]] = {}
+    limiter = trio.CapacityLimiter(_AT_A_TIME)
+
+    async def read(node: Node) -> None:
+        async with limiter:
+            place = files.place(node.path)
+            try:
+                opened = await place.tree.open(place.path)
+            except (NotFoundError, WrongTypeError):
+                return
+            try:
+                if opened.node.size <= SMALL_BYTES:
+                    content = b"".join([piece async for piece in opened.stream()])
+                    found[node.path] = (replace(opened.node, size=len(content)), content)
+            finally:
+                await opened.aclose()
+
+    await together([partial(read, node) for node in nodes if node.type == "file"])
+    return found
+
+
+async def together(works: Iterable[Callable[[], Awaitable[object]]]) -> None:
+    """Do all of them at a time. The first that fails ends the others, and its error is raised."""
+    failures: list[Exception] = []
+
+    async def attempt(work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001  # it is raised below, alone
+            failures.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for work in works:
+            nursery.start_soon(attempt, work)
+    if failures:
+        raise failures[0]
