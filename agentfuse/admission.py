@@ -85,6 +85,7 @@ class Gateway:
     ``max_restarts``: how often a daemon that died is followed by another. ``max_executions``: how many run
     on this host at a time; None: any number. ``launcher``: the command that is run in a home, with
     ``{home}``, ``{agent}`` and ``{execution}`` in it; ``launcher_grace_s``: how long it may take to end.
+    ``purge_after_s``: how long files of executions can be had after their end; None: for ever.
     ``starter``: who starts daemons, this process or systemd with the template ``mount_unit``.
     """
 
@@ -105,6 +106,7 @@ class Gateway:
     max_executions: int | None = None
     launcher: tuple[str, ...] = ()
     launcher_grace_s: float = 10.0
+    purge_after_s: float | None = None
     starter: Starter = "child"
     mount_unit: str = "agentfuse-execution@.service"
 

@@ -333,6 +333,7 @@ _GATEWAY: dict[str, tuple[Callable[[object], Any], str]] = {
     "max_executions": (partial(_small_number, least=1), "max_executions"),
     "launcher": (admission.launcher, "launcher"),
     "launcher_grace": (parse_duration, "launcher_grace_s"),
+    "purge_after": (parse_duration, "purge_after_s"),
     "starter": (admission.starter, "starter"),
     "mount_unit": (admission.mount_unit, "mount_unit"),
 }

@@ -28,18 +28,24 @@ TERMINAL = ("completed", "cancelled", "failed")
 class Host:
     """A base directory with the state of one host, and the gateways that serve it one after the other."""
 
-    def __init__(self, base: Path, *, settings: str = "", gateway_settings: str = "") -> None:
+    def __init__(self, base: Path, *, settings: str = "", gateway_settings: str = "", top: str = "") -> None:
         self.base = base
         self.store = base / "store"
         self.settings = settings
         self.gateway_settings = gateway_settings
+        self.top = top
         self.gateway: Gateway
         self.client: httpx.Client
 
     def start(self, **environ: str) -> None:
         """Another gateway, which must become ready."""
         self.gateway = Gateway(
-            self.base, self.store.as_uri(), settings=self.settings, gateway=self.gateway_settings, **environ
+            self.base,
+            self.store.as_uri(),
+            settings=self.settings,
+            gateway=self.gateway_settings,
+            top=self.top,
+            **environ,
         )
         assert self.gateway.url, "".join(self.gateway.log)
         self.client = self.gateway.client()

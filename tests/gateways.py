@@ -43,6 +43,7 @@ class Gateway:
         *,
         settings: str = "",
         gateway: str = "",
+        top: str = "",
         grace: str = "20s",
         listen: str = "127.0.0.1:0",
         prefix: Sequence[str] = (),
@@ -54,7 +55,7 @@ class Gateway:
         base.mkdir(parents=True, exist_ok=True)
         secret.write_text(SECRET)
         config = base / "config.toml"
-        config.write_text(_configuration(secret, gateway, settings, grace))
+        config.write_text(top + _configuration(secret, gateway, settings, grace))
         command = [sys.executable, "-m", "agentfuse", "serve", "--listen", listen]
         command += ["--config", str(config), "--state", str(self.state), "--store", store]
         self.process = subprocess.Popen(

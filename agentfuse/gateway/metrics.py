@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
+
 from fastapi import APIRouter, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -33,6 +36,17 @@ class Metrics:
             "Staged files that expired and were removed",
             registry=self.registry,
         )
+
+    def watch_executions(self, count: Callable[[str], int], phases: Iterable[str]) -> None:
+        """Tell of how many executions of this host are in which phase."""
+        gauge = Gauge(
+            "agentfuse_gateway_executions",
+            "Executions of this host that have not ended, by where their files are",
+            ["phase"],
+            registry=self.registry,
+        )
+        for phase in phases:
+            gauge.labels(phase).set_function(partial(count, phase))
 
     def begun(self) -> None:
         """A request came."""

@@ -24,6 +24,7 @@ from agentfuse.config import Config
 from agentfuse.errors import AgentfuseError, ConfigError, EnvironmentProblem, StoreError
 from agentfuse.gateway import blobs
 from agentfuse.gateway.app import Parts, build
+from agentfuse.gateway.executions.life import PHASES
 from agentfuse.gateway.executions.making import make_executions
 from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.gateway.hosts.identity import claimed
@@ -103,6 +104,7 @@ async def _run(
         executions = make_executions(
             config, store, trees, config_file=config_file, hosts=hosts, limits=limits, nursery=nursery
         )
+        metrics.watch_executions(executions.count_in, PHASES)
         parts = Parts(
             settings=config.gateway,
             regions=config.regions,
@@ -120,6 +122,8 @@ async def _run(
         await executions.adopt()
         nursery.start_soon(hosts.run, executions)
         nursery.start_soon(executions.tidy)
+        if config.gateway.purge_after_s is not None:
+            nursery.start_soon(executions.purge_old, config.gateway.purge_after_s)
         nursery.start_soon(_sweep, Staging(store), limits, metrics)
         host, port = listening.getsockname()[:2]
         http.bind = [f"fd://{listening.detach()}"]  # it is closed with the server

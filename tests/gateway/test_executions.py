@@ -161,7 +161,7 @@ def test_an_outage_of_the_store_at_the_end_loses_nothing(host: Host) -> None:
     assert host.files(execution)["workspace/late"] == (4, "agent")
 
 
-def test_purging_removes_its_files_and_only_those(host: Host) -> None:
+def test_one_is_run_again_without_its_files_and_deleted_when_it_has_ended(host: Host) -> None:
     execution = host.run("purged")
     (host.home(execution) / "downloads/x").write_bytes(b"x")
     (host.home(execution) / "shared/kept").write_bytes(b"kept")
@@ -243,12 +243,15 @@ def test_a_launcher_decides_how_it_ends(tmp_path: Path) -> None:
     )
     script.chmod(0o755)
     gateway = f'launcher = ["{script}", "{{home}}"]\nmax_executions = 2\n'
-    with executing.host(tmp_path / "host", gateway_settings=gateway) as host:
+    with executing.host(tmp_path / "host", gateway_settings=gateway, top='keep_ended = "0s"\n') as host:
         good, bad = host.run(inputs={"goal": 7}), host.run()
         assert (host.home(good) / "workspace/inputs").read_text() == '{"goal": 7}\n'
         assert host.try_to_execute(onCapacityLimit="reject").status_code == 429
         queued = host.execute(onCapacityLimit="queue")
         assert host.get(queued)["status"] == "queued"
+        counted = host.client.get("/metrics").text
+        assert 'agentfuse_gateway_executions{phase="live"} 2.0' in counted
+        assert 'agentfuse_gateway_executions{phase="waiting"} 1.0' in counted
         assert host.ask(good, "paused").status_code == 200
         ticks = (host.home(good) / "workspace/ticks").stat().st_size
         host.kill()
@@ -262,5 +265,20 @@ def test_a_launcher_decides_how_it_ends(tmp_path: Path) -> None:
         assert host.ask(good, "running").status_code == 200
         (host.home(good) / "workspace/stop").write_text("0")
         host.until(good, "completed")
+        (host.home(queued) / "shared/memory").write_text("kept")
         host.end(queued, "cancelled")
         assert host.files(queued)["workspace/ticks"]
+        until(lambda: not any((host.base / "state/homes").iterdir()))
+        until(lambda: not any((host.base / "state/gateway/executions").iterdir()))
+        _are_purged_when_they_are_old(host, [good, bad, queued])
+
+
+def _are_purged_when_they_are_old(host: Host, executions: list[str]) -> None:
+    assert host.gateway.stop() == 0
+    host.gateway_settings += 'purge_after = "1ms"\n'
+    host.start()
+    for execution in executions:
+        until(lambda execution=execution: host.get(execution).get("purgedAt"))  # type: ignore[misc]
+        until(lambda execution=execution: set(host.files(execution)) == {"shared/memory"})  # type: ignore[misc]
+        assert not list(host.store.glob(f"agents/*/executions/{execution}/*/snapshots/*"))
+        assert host.ask(execution, "running").status_code == 409

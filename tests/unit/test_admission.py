@@ -127,10 +127,12 @@ def test_what_is_said_of_executions_is_understood(tmp_path: Path) -> None:
         tmp_path,
         '[gateway]\nmounts = "/srv/agents"\nlauncher = ["run", "{home}", "--as={agent}"]\n'
         "max_executions = 7\n"
+        'purge_after = "2d"\n'
         'launcher_grace = "3s"\nmax_restarts = 0\nstarter = "systemd"\nmount_unit = "homes@.service"\n',
     ).gateway
     assert (settings.mounts, settings.launcher) == (Path("/srv/agents"), ("run", "{home}", "--as={agent}"))
     assert (settings.max_executions, settings.max_restarts, settings.launcher_grace_s) == (7, 0, 3.0)
+    assert settings.purge_after_s == 2 * 24 * 3600.0
     assert (settings.starter, settings.mount_unit) == ("systemd", "homes@.service")
 
 

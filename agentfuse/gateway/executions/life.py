@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 import trio
@@ -33,6 +33,7 @@ from agentfuse.killpoints import passing
 _LOG = logging.getLogger(__name__)
 
 Phase = Literal["waiting", "starting", "live", "ending", "ended"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 """Where its files are: nowhere yet, in a mounted home (``live``), on their way to the store, in the store."""
 
 _MOUNT_RETRIES = 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 import uuid
 from collections import deque
@@ -41,6 +42,7 @@ PATIENCE_S = 20.0
 _LOOK_S = 0.5
 _ADOPT_AGAIN_S = 1.0
 _TIDY_S = (1.0, 300.0)
+_PURGE_S = 3600.0
 _MAX_MESSAGES = 1000
 
 
@@ -93,6 +95,10 @@ class Executions:
     def count(self) -> int:
         """How many executions are not terminal here."""
         return len(self._lives)
+
+    def count_in(self, phase: str) -> int:
+        """How many of them are in a phase of their lives."""
+        return sum(life.phase == phase for life in self._lives.values())
 
     async def adopt(self) -> None:
         """Take over what this host had begun in an earlier epoch."""
@@ -164,6 +170,26 @@ class Executions:
                     except AgentfuseError as error:
                         _LOG.warning("execution %s was not removed from this host: %s", note.id, error)
             await trio.sleep(max(_TIDY_S[0], min(self._keep_ended_s, _TIDY_S[1])))
+
+    async def purge_old(self, after_s: float) -> None:
+        """Purge, for ever and ever, what ended so long ago; as many gateways may do that as like."""
+        while True:
+            try:
+                for record in await self._in_thread(self._ended_before, time.time() - after_s):
+                    await self._purge(record.organization, record.id)
+                    _LOG.info("execution %s: purged", record.id)
+            except AgentfuseError as error:
+                _LOG.warning("old executions were not purged: %s", error)
+            await trio.sleep(_PURGE_S * random.uniform(0.5, 1.0))
+
+    def _ended_before(self, limit: float) -> Sequence[Execution]:
+        records = self._means.records
+        return [
+            record
+            for organization in records.organizations()
+            for record in records.list(organization)
+            if record.purged_at is None and record.terminal_at is not None and record.terminal_at < limit
+        ]
 
     def _remove_ended(self, note: Note) -> None:
         self._means.mounts.remove(note.id)
@@ -333,7 +359,9 @@ class Executions:
         Their contents go with the next collection (``agentfuse gc``), if nothing else needs them.
         """
         await self.get(organization, execution)
+        await self._purge(organization, execution)
 
+    async def _purge(self, organization: str, execution: str) -> None:
         def purged(record: Execution) -> Execution:
             _require_ended(record)
             return msgspec.structs.replace(record, purged_at=record.purged_at or time.time())
