@@ -215,6 +215,29 @@ def test_a_request_for_another_hosts_execution_is_forwarded(cluster: Cluster) ->
     assert len(cluster.ran(execution)) == 1
 
 
+def test_the_page_of_any_host_shows_what_is_on_another_one(cluster: Cluster) -> None:
+    execution = execute(cluster.one, "agent-page")
+    there = f"/ui/executions/{execution}"
+    with cluster.one.client("") as client:
+        signed = client.post("/ui/sign-in", data={"key": ACME}, headers={"Origin": cluster.one.gateway.url})
+        session = signed.headers["set-cookie"].partition(";")[0]
+    with cluster.two.client("") as client:
+        client.headers.update({"Cookie": session, "Origin": cluster.two.gateway.url})
+        assert f'data-fragment="{there}/space"' in client.get("/ui/executions").text
+        assert "50 MiB" in client.get(f"{there}/space").text
+        sent = client.post(f"{there}/files?path=uploads", files={"files": ("given.txt", b"given")})
+        assert sent.headers["location"] == f"{there}/files?path=uploads", sent.text
+        assert "given.txt" in client.get(sent.headers["location"]).text
+        assert client.get(f"{there}/content?path=uploads/given.txt").content == b"given"
+        with client.stream("GET", f"{there}/arrivals") as answer:
+            assert any(line.startswith("data: ") and "given.txt" in line for line in answer.iter_lines())
+        elsewhere = {"Origin": "http://elsewhere.example"}
+        assert client.post(f"{there}/cancel", headers=elsewhere).status_code == 403
+        assert client.post(f"{there}/cancel").status_code == 303
+        until(lambda: status(cluster.one, execution) == "cancelled", "the end")
+        assert "given.txt" in client.get(f"{there}/files?path=uploads").text
+
+
 def answer_to(client: httpx.Client, there: str, change: str) -> str:
     answer = client.post(f"{there}/{change}")
     assert answer.status_code == 200, answer.text

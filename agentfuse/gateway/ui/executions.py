@@ -44,7 +44,7 @@ _USAGE_S = 2.0
 """A page waits so long for what a home holds; then it is shown without."""
 
 _ABOUT = {
-    "shared": "the agent's memory: it stays from run to run",
+    "shared": "the agent's memory",
     "workspace": "what the agent works on",
     "downloads": "what came from outside",
     "uploads": "what people gave it",
