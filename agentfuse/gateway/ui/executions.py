@@ -79,6 +79,7 @@ class ExecutionPages:
     def add_to(self, routes: APIRouter) -> None:
         """Register what is of no one execution."""
         routes.get("")(self.home)
+        routes.get("/")(self.home)
         routes.get("/executions")(self.all)
 
     def add_to_owners(self, routes: APIRouter) -> None:
