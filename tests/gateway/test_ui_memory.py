@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import quote
 
 import chromium
 import gateways
 import pytest
 from chromium import Chromium, Tab
+from executing import until
 from gateways import ACME, OTHER, SMALL, Gateway
 from histories import lived
 from memories import Run
@@ -217,10 +219,13 @@ def test_images_and_documents_are_previewed(tab: Tab, gateway: Gateway) -> None:
     tab.open(f"{gateway.url}{AGENT}?path=dot.png")
     tab.until("document.querySelector('.preview img').naturalWidth === 1")
     tab.open(f"{gateway.url}{AGENT}?path=paper.pdf")
-    tab.until("document.querySelector('.preview iframe') !== null")
-    frame = tab.do("Page.getFrameTree")["frameTree"]["childFrames"][0]
-    assert frame["frame"]["mimeType"] == "application/pdf"
-    assert frame["childFrames"]  # the browser's viewer
+
+    def viewer() -> dict[str, Any] | None:
+        """The frame of the document, once the browser's own viewer is in it."""
+        (frame,) = tab.do("Page.getFrameTree")["frameTree"].get("childFrames", [{}])
+        return dict(frame["frame"]) if "childFrames" in frame else None
+
+    assert until(viewer)["mimeType"] == "application/pdf"
     tab.open(f"{gateway.url}{AGENT}?path=large")
     assert "Only the beginning is shown" in tab.text()
 
