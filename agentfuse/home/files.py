@@ -399,6 +399,11 @@ def told(region: str, path: bytes) -> Iterator[None]:
             raise NotFoundError(
                 f"there is no {shown(region, path)}", hint="agentfuse ls shows what there is"
             ) from None
+        if error.errno == errno.EOPNOTSUPP:
+            raise UsageError(
+                f"{shown(region, path)}: its filesystem keeps no extended attributes",
+                hint="have the home's state directory on another one: ext4, XFS, Btrfs",
+            ) from error
         raise EnvironmentProblem(
             f"{shown(region, path)} cannot be read: {error.strerror}", hint="look at the local disk"
         ) from error
