@@ -119,8 +119,7 @@ async def _run(
             closing=closing,
         )
         await hosts.begin(executions)
-        await executions.adopt()
-        nursery.start_soon(hosts.run, executions)
+        await nursery.start(hosts.run, executions)
         nursery.start_soon(executions.tidy)
         if config.gateway.purge_after_s is not None:
             nursery.start_soon(executions.purge_old, config.gateway.purge_after_s)

@@ -131,6 +131,8 @@ class Executions:
             await self._adopt(note)
 
     async def _live(self, record: Execution, *, is_adopted: bool = False) -> None:
+        if record.id in self._lives:
+            return
         life = self._lives[record.id] = Life(record, self._means)
         try:
             if is_adopted:

@@ -87,6 +87,8 @@ class Supervisor:
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         for number in _HEEDED:
             signal.signal(number, lambda *_: None)
+        if self._lease() <= time.clock_gettime(time.CLOCK_BOOTTIME):
+            return {"code": _NOT_STARTED, "why": "the host has lost its lease"}
         try:
             launcher = self._start()
         except OSError as error:

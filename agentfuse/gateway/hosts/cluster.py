@@ -101,12 +101,17 @@ class Hosts:
         # The record of a cluster that this host has left would have others take it for dead.
         await trio.to_thread.run_sync(self._roster.remove, self.id, limiter=self._limiter)
 
-    async def run(self, tenure: Tenure) -> None:
-        """After :meth:`begin`: keep the lease, and watch the others, for ever."""
+    async def run(
+        self, tenure: Tenure, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """After :meth:`begin`: ready when what was here is adopted; then keep the lease, watch the others."""
         if self._lease is None:
+            await tenure.adopt()
+            task_status.started()
             return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._lease.keep, tenure)
+            await nursery.start(self._lease.keep, tenure)
+            task_status.started()
             nursery.start_soon(
                 partial(watch, self._peers, self._roster, self._settle, every_s=self._lease.beat_s)
             )

@@ -45,7 +45,7 @@ class Tenure(Protocol):
         """The lease is lost: when this returns no launcher runs, and none begins before :meth:`adopt`."""
 
     async def adopt(self) -> None:
-        """The lease was regained, in another epoch: take over what is still this host's, end what is not."""
+        """An epoch has begun: take over what is still this host's, end what is not. May be cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Lease:
                 with trio.fail_after(self._terms.lease_s):
                     await self._in_thread(self._begin_epoch)
                     await self._renew(tenure)
-            except (trio.TooSlowError, StoreError) as error:
+            except (trio.TooSlowError, StoreError, _TakenError) as error:
                 self._doubt(error)
                 await trio.sleep(self.beat_s)
             else:
@@ -110,27 +110,38 @@ class Lease:
                     self._is_begun = True
                     return
 
-    async def keep(self, tenure: Tenure) -> NoReturn:
-        """Renew it, after :meth:`acquire`. When it is lost, what is here is ended, and it is acquired
-        again."""
-        is_only_one = await self._hold(tenure)
-        while is_only_one:
-            await self._lapse(tenure)
-            await self.acquire(tenure)
-            _LOG.warning("this host has a lease again, in epoch %d", self._identity.epoch)
+    async def keep(
+        self, tenure: Tenure, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
+        """Renew it, after :meth:`acquire`; ready when what was here is adopted.
+
+        When it is lost, what is here is ended, and it is acquired again.
+        """
+        is_ready = False
+
+        async def adopt() -> None:
+            nonlocal is_ready
+            await tenure.adopt()
+            if not is_ready:
+                is_ready = True
+                task_status.started()
+
+        while True:
+            # It is renewed meanwhile, however long that takes.
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(tenure.adopt)
+                nursery.start_soon(adopt)
                 is_only_one = await self._hold(tenure)
                 nursery.cancel_scope.cancel()
-        await self._lapse(tenure)
+            self._is_begun = False
+            _LOG.warning("this host lost its lease, so what runs here is ended: %s", self._problem)
+            await tenure.fence()
+            if not is_only_one:
+                break
+            await self.acquire(tenure)
+            _LOG.warning("this host has a lease again, in epoch %d", self._identity.epoch)
         _LOG.error("%s", self._problem)
         await trio.sleep_forever()
         raise AssertionError
-
-    async def _lapse(self, tenure: Tenure) -> None:
-        self._is_begun = False
-        _LOG.warning("this host lost its lease, so what runs here is ended: %s", self._problem)
-        await tenure.fence()
 
     async def _hold(self, tenure: Tenure) -> bool:
         """Until it is lost; False if that is because another host goes by our id."""

@@ -73,7 +73,12 @@ class Peers:
 
     def lost(self, host: str) -> trio.Event:
         """Set when a host that :meth:`find` found is dead or gone."""
-        return self._seen[host].lost
+        seen = self._seen.get(host)
+        if seen is not None:
+            return seen.lost
+        gone = trio.Event()
+        gone.set()
+        return gone
 
     def least_busy(self) -> Host | None:
         """The host that has the fewest executions, of those that begin any."""
