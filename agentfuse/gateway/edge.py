@@ -176,10 +176,16 @@ class Edge:
         async def noting_send(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
-            await send(message)
+            try:
+                await send(message)
+            except (trio.BusyResourceError, trio.ClosedResourceError):
+                # The server is hanging up on a client that sent what is no request after this one.
+                raise ClientDisconnect from None
 
         try:
             await self._serve(scope, receive, noting_send)
+        except ClientDisconnect:
+            pass
         finally:
             self._requests -= 1
             self._metrics.ended(family_of(scope["path"]).name, status, trio.current_time() - began)

@@ -23,8 +23,10 @@ __all__ = [
 _LOCAL = "file:///absolute/path"
 
 
-def open_store(url: str, *, is_known: bool = False) -> ObjectStore:
+def open_store(url: str, *, is_known: bool = False, patience_s: float | None = None) -> ObjectStore:
     """The object store of a URL. Nothing is read or written yet: :func:`probe` does that.
+
+    ``patience_s``: how long one waits for an answer, for small objects and callers that ask again themselves.
 
     Raises ``UsageError`` for a scheme there is none of, for a malformed URL, and for one that holds
     credentials. An ``s3://`` store may look for credentials now, over the network on a cloud's machine.
@@ -34,8 +36,11 @@ def open_store(url: str, *, is_known: bool = False) -> ObjectStore:
 
         location = parse_s3_url(url)
         from agentfuse.objectstore.s3 import S3Store  # noqa: PLC0415  25 MB
+        from agentfuse.objectstore.s3_sdk import PATIENCE, Patience  # noqa: PLC0415
 
-        return S3Store(location)
+        if patience_s is None:
+            return S3Store(location, PATIENCE)
+        return S3Store(location, Patience(patience_s, patience_s, patience_s, attempts=1))
     parts = urlsplit(url)
     if parts.scheme != "file":
         raise UsageError(

@@ -74,7 +74,7 @@ class Member:
             listen=f"{self.address}:{PORT}",
             prefix=self.place.prefix,
         )
-        assert self.gateway.url, "".join(self.gateway.log)
+        assert self.gateway.url, (self.gateway.process.returncode, "".join(self.gateway.log))
 
     def client(self, key: str = ACME) -> httpx.Client:
         return self.gateway.client(key, transport=httpx.HTTPTransport(local_address=CLIENTS))
@@ -288,8 +288,9 @@ def test_what_pretends_to_be_forwarded_is_refused_and_what_was_forwarded_goes_no
     ):
         body = b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
         answer = raw(cluster.two, "POST", target.replace("/files", "/pause"), [*headers, *framing], body)
-        assert answer.split()[1] in (b"400", b"501"), answer
-        assert answer.count(b"HTTP/1.1") == 1, answer
+        # What follows is not taken for another request; the server may hang up as soon as it sees it.
+        assert answer.partition(b"\r\n")[0].strip() in (b"", b"HTTP/1.1 400", b"HTTP/1.1 501"), answer
+        assert answer.count(b"HTTP/1.1") <= 1, answer
     # A header that the connection's end names for itself is for this hop only.
     hop = [*headers, (b"connection", b"authorization")]
     assert raw(cluster.two, "GET", target, hop).startswith(b"HTTP/1.1 401")

@@ -18,12 +18,13 @@ from agentfuse.gateway.edge import StatedError
 from agentfuse.gateway.executions.records import Records
 from agentfuse.gateway.hosts.forwarding import Forwarder
 from agentfuse.gateway.hosts.identity import Identity
-from agentfuse.gateway.hosts.lease import LEASE_FILE, Lease, Tenure, Terms
+from agentfuse.gateway.hosts.lease import BEATS, LEASE_FILE, Lease, Tenure, Terms
 from agentfuse.gateway.hosts.lost import settle
 from agentfuse.gateway.hosts.peers import Peers, watch
 from agentfuse.gateway.hosts.proof import Proofs
 from agentfuse.gateway.hosts.roster import Host, Roster
 from agentfuse.gateway.secret_files import secret_in
+from agentfuse.objectstore import open_store
 from agentfuse.objectstore.base import ObjectStore
 
 
@@ -39,14 +40,17 @@ class Hosts:
         directory: Path,
     ) -> None:
         self._identity = identity
-        self._roster = Roster(store)
         self._records = Records(store)
         self._lease_file = directory / LEASE_FILE
         self._limiter = trio.CapacityLimiter(1)
         self.executes = settings.executes
         self.proofs: Proofs | None = None
         self._lease: Lease | None = None
+        self._roster = Roster(store)
         if settings.advertise and settings.cluster_secret_file:
+            # One request that hangs must not cost the lease.
+            impatient = open_store(store.url, is_known=True, patience_s=settings.lease_s / BEATS)
+            self._roster = Roster(impatient)
             secret = secret_in(settings.cluster_secret_file, "cluster_secret_file")
             self.proofs = Proofs(secret, identity.id, lambda: identity.epoch)
             self._forwarder = Forwarder(self.proofs)

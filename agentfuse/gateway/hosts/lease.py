@@ -27,7 +27,7 @@ from agentfuse.gateway.hosts.roster import Host, Roster
 
 _LOG = logging.getLogger(__name__)
 
-_BEATS = 6
+BEATS = 6
 """So many renewals fit into a lease."""
 _HELD = 2 / 3
 """This part of it is relied upon."""
@@ -85,7 +85,7 @@ class Lease:
     @property
     def beat_s(self) -> float:
         """The time between two renewals."""
-        return self._terms.lease_s / _BEATS
+        return self._terms.lease_s / BEATS
 
     def problem(self) -> str | None:
         """Why this host may not own executions now; None if it may."""
