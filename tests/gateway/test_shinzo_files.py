@@ -86,9 +86,9 @@ def test_creating_what_is_there_needs_overwrite_and_never_replaces_a_directory(a
         "x",
     ],
 )
-def test_a_body_that_makes_no_sense_is_refused(agent: Agent, body: Any) -> None:
-    assert is_refused(agent.ask("POST", "files/shared/x", body), 400)
-    assert is_refused(agent.read("shared/x"), 404)
+def test_a_body_that_makes_no_sense_is_refused(idle: Agent, body: Any) -> None:
+    assert is_refused(idle.ask("POST", "files/shared/x", body), 400)
+    assert is_refused(idle.read("shared/x"), 404)
 
 
 def test_binary_is_read_as_base64_or_downloaded(agent: Agent) -> None:
@@ -155,13 +155,13 @@ def test_a_patch_changes_bytes(agent: Agent) -> None:
     ],
 )
 def test_a_patch_that_makes_no_sense_changes_nothing(
-    agent: Agent, fields: dict[str, Any], status: int
+    idle: Agent, fields: dict[str, Any], status: int
 ) -> None:
-    agent.create("shared/f", "123")
-    assert is_refused(agent.ask("PATCH", "files/shared/f", fields), status)
-    assert agent.content("shared/f") == "123"
-    assert is_refused(agent.patch("shared/none", "append", "x"), 404)
-    assert is_refused(agent.patch("shared", "append", "x"), 400)
+    idle.create("shared/f", "123")
+    assert is_refused(idle.ask("PATCH", "files/shared/f", fields), status)
+    assert idle.content("shared/f") == "123"
+    assert is_refused(idle.patch("shared/none", "append", "x"), 404)
+    assert is_refused(idle.patch("shared", "append", "x"), 400)
 
 
 @pytest.mark.parametrize(("of", "turns"), [("idle", 10), ("live", 4)])
@@ -272,12 +272,12 @@ def test_metadata_stays_with_the_file(agent: Agent) -> None:
     ],
 )
 def test_metadata_that_makes_no_sense_is_refused(
-    agent: Agent, path: str, body: dict[str, Any], status: int
+    idle: Agent, path: str, body: dict[str, Any], status: int
 ) -> None:
-    agent.create("shared/f")
+    idle.create("shared/f")
     for method in ("PUT", "PATCH"):
-        assert is_refused(agent.ask(method, f"metadata/{path}", body), status)
-    assert is_refused(agent.ask("GET", "metadata/shared/none"), 404)
+        assert is_refused(idle.ask(method, f"metadata/{path}", body), status)
+    assert is_refused(idle.ask("GET", "metadata/shared/none"), 404)
 
 
 # -- copies and moves
@@ -446,10 +446,10 @@ def sent(gateway: Gateway, request: bytes) -> bytes:
         "shared/a%00b", "shared%2f..", "shared/" + "n" * 256, "shared/%2E%2e%2Fx", "/../shared/x",
     ],
 )  # fmt: skip
-def test_no_path_leaves_the_agents_files(agent: Agent, gateway: Gateway, path: str) -> None:
-    agent.create("shared/x", "1")
+def test_no_path_leaves_the_agents_files(idle: Agent, gateway: Gateway, path: str) -> None:
+    idle.create("shared/x", "1")
     for kind in ("files", "directories", "metadata"):
-        head = f"GET {agent.base}/{kind}/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        head = f"GET {idle.base}/{kind}/{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         status = sent(gateway, f"{head}Authorization: Bearer key-of-acme-0001\r\n\r\n".encode())
         assert b" 400 " in status
 
