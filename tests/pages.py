@@ -59,6 +59,7 @@ def sign_in(tab: Tab, gateway: Gateway, key: str = ACME) -> None:
     """As a person does, with the keyboard."""
     tab.open(f"{gateway.url}/ui/sign-in")
     if tab.evaluate("document.querySelector('#key') !== null"):
+        tab.until("document.activeElement.id === 'key'")
         tab.write(key)
         tab.press("Enter")
         tab.until("location.pathname === '/ui/executions' && document.readyState === 'complete'")

@@ -71,12 +71,13 @@ def test_a_wrong_key_is_told_so_and_the_right_one_leads_where_one_wanted_to_go(
     tab = browser.tab()
     tab.do("Network.clearBrowserCookies")
     tab.open(f"{gateway.url}{AGENT}/history?all=1")
-    assert tab.evaluate("document.activeElement.id") == "key"
+    tab.until("document.activeElement.id === 'key'")
     tab.write("a wrong key")
     tab.press("Enter")
     tab.until("document.querySelector('[role=alert]') !== null")
     assert "This key is not known here" in tab.text()
     assert tab.evaluate("document.activeElement.getAttribute('aria-describedby')") == "about problem"
+    tab.until("document.activeElement.id === 'key'")
     tab.write(ACME)
     tab.press("Enter")
     tab.until("location.search === '?all=1' && document.querySelector('h1') !== null")

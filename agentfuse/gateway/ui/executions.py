@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from agentfuse.gateway.auth import key_of
 from agentfuse.gateway.bodies import TooLargeError, query_of
 from agentfuse.gateway.executions.record import Execution, Status
 from agentfuse.gateway.executions.service import Executions
-from agentfuse.gateway.filetree import NewFile, clean
+from agentfuse.gateway.filetree import NewFile, Usage, clean
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.multipart import read_form
 from agentfuse.gateway.spool import Spool
@@ -279,7 +279,7 @@ class ExecutionPages:
 
     async def content(self, request: Request) -> Response:
         execution, (region, path) = _found(request), self._asked(request)
-        opened: Callable[[], object] = partial(self._executions.tree(execution, region).open, path)
+        opened: files.Opened = partial(self._executions.tree(execution, region).open, path)
         return await files.send_content(request, opened, as_download=bool(query_of(request, "download")))
 
     async def upload(self, request: Request) -> Response:
@@ -301,6 +301,8 @@ class ExecutionPages:
                 raise UsageError("no file was chosen")
             if any(part.is_too_large for part in given):
                 raise TooLargeError(f"a file is larger than {self._max_request_bytes:,} bytes")
+            if not all(part.name for part in given):
+                raise UsageError("a file has no name")
             new = [NewFile(join(path, clean(part.name)), part.body) for part in given]
             await tree.put(new, creator=Creator.USER, on_collision="number")
         return RedirectResponse(address(execution, "/files", _whole(region, path)), 303)
@@ -336,7 +338,7 @@ class ExecutionPages:
 class Space:
     """What regions hold, in the order of the configuration."""
 
-    regions: list[tuple[str, object]]
+    regions: list[tuple[str, Usage]]
 
 
 def _found(request: Request) -> Execution:

@@ -5,7 +5,7 @@ of a few types only, as what its bytes are, in a sandbox; all else is only ever 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Generic, Literal, TypeVar
@@ -28,6 +28,9 @@ _ROWS = 500
 _IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "image/bmp")
 _PDF = "application/pdf"
 _TEXT = "text/plain; charset=utf-8"
+
+Opened = Callable[[], Awaitable[OpenedFile]]
+"""Opens a file, as often as it is asked."""
 
 T = TypeVar("T")
 
@@ -68,24 +71,6 @@ class Preview:
     is_cut: bool = False
 
 
-def rows(nodes: Sequence[Node], href: Href, targets: dict[bytes, bytes]) -> list[Row]:
-    """The rows of a directory, directories first; ``targets``: where links lead."""
-    ordered = sorted(nodes, key=lambda node: (not node.is_dir, node.name.lower(), node.name))
-    return [
-        Row(
-            node.name,
-            href(node.path),
-            node.type,
-            node.size,
-            node.mtime_ns / 1e9,
-            node.created_by,
-            _what(node),
-            targets.get(node.path, b""),
-        )
-        for node in ordered
-    ]
-
-
 @dataclass(frozen=True, slots=True)
 class Paged(Generic[T]):
     """One of the pages of a list; ``total``: how many rows there are in all."""
@@ -104,10 +89,18 @@ def paged(found: Sequence[T], number: int, size: int) -> Paged[T]:
 
 
 def listing(
-    nodes: Sequence[Node], href: Href, number: int, targets: dict[bytes, bytes] | None = None
+    nodes: Sequence[Node], href: Href, number: int, targets: Mapping[bytes, bytes] | None = None
 ) -> Paged[Row]:
-    """A page of a directory."""
-    return paged(rows(nodes, href, targets or {}), number, _ROWS)
+    """A page of a directory, directories first; ``targets``: where links lead."""
+    ordered = sorted(nodes, key=lambda node: (not node.is_dir, node.name.lower(), node.name))
+    found = paged(ordered, number, _ROWS)
+    rows = [_row(node, href(node.path), (targets or {}).get(node.path, b"")) for node in found.rows]
+    return Paged(rows, found.number, found.pages, found.total)
+
+
+def _row(node: Node, href: str, target: bytes) -> Row:
+    at, what = node.mtime_ns / 1e9, _what(node)
+    return Row(node.name, href, node.type, node.size, at, node.created_by, what, target)
 
 
 def steps(first: Sequence[Step], path: bytes, href: Href) -> list[Step]:
@@ -136,14 +129,14 @@ async def preview(file: OpenedFile, href: str) -> Preview:
     return Preview("text", media_type, text, is_cut=node.size > len(head))
 
 
-async def send_content(request: Request, opened: Callable[[], object], *, as_download: bool) -> Response:
+async def send_content(request: Request, opened: Opened, *, as_download: bool) -> Response:
     """A file's content for the browser: shown where that is harmless, else to be saved.
 
     The policy keeps whatever a browser might make of it from scripts, forms and this origin. A PDF alone is
     without the sandbox, in which Chromium does not show any: it is sent as that and nothing else, for a
     viewer that has no access to pages.
     """
-    file: OpenedFile = await opened()  # type: ignore[misc]
+    file = await opened()
     node = file.node
     head = await _read(file, HEAD_BYTES)
     media_type = type_of(node.path, head)
@@ -157,7 +150,7 @@ async def send_content(request: Request, opened: Callable[[], object], *, as_dow
         shown = _TEXT
     else:
         shown = ""
-    file = await opened()  # type: ignore[misc]
+    file = await opened()
     response = await send_file(request, file, shown if shown and not as_download else UNKNOWN)
     response.headers["Content-Security-Policy"] = policy
     response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
