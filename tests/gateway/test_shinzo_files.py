@@ -348,6 +348,8 @@ def test_an_agent_begins_with_its_first_file_and_is_nobody_elses(idle: Agent, ga
     def ask(agent: Agent, method: str, where: str) -> httpx.Response:
         return agent.ask(method, where, None if method in ("GET", "DELETE") else body)
 
+    assert is_refused(agent.create("workspace/f"), 409)
+    assert is_refused(agent.ask("POST", "directories/"), 409)
     for method, where in everything:
         assert is_refused(ask(agent, method, where), 404, "NOT_FOUND")
     assert agent.create("shared/f").status_code == 201

@@ -14,7 +14,7 @@ from typing import Any
 import trio
 from starlette.requests import Request
 
-from agentfuse.errors import UsageError
+from agentfuse.errors import NotFoundError, UsageError
 from agentfuse.gateway.agents import Agents
 from agentfuse.gateway.auth import key_of
 from agentfuse.gateway.bodies import query_of
@@ -42,12 +42,23 @@ class Desk:
     max_request_bytes: int
     search_s: float
 
-    async def open(self, request: Request, *, claims: bool = False) -> Filesystem:
+    async def open(self, request: Request) -> Filesystem:
         """The files of the agent that a request names. Raises ``NotFoundError`` for an agent that does not
-        exist, unless the request ``claims`` it: then it begins to; and for one of somebody else's."""
+        exist, or is somebody else's."""
         organization, agent = key_of(request).organization, agent_of(request)
-        known = self.agents.claim if claims else self.agents.find
-        await trio.to_thread.run_sync(partial(known, organization, agent), limiter=self.limits.reads)
+        find = partial(self.agents.find, organization, agent)
+        await trio.to_thread.run_sync(find, limiter=self.limits.reads)
+        return await self.filesystems.of(organization, agent)
+
+    async def open_to_create(self, request: Request, path: bytes) -> Filesystem:
+        """As :meth:`open`, but an agent that does not exist begins to, if it can have such a path."""
+        organization, agent = key_of(request).organization, agent_of(request)
+        try:
+            return await self.open(request)
+        except NotFoundError:
+            self.filesystems.idle(agent).place(path)
+            claim = partial(self.agents.claim, organization, agent)
+            await trio.to_thread.run_sync(claim, limiter=self.limits.reads)
         return await self.filesystems.of(organization, agent)
 
 

@@ -51,10 +51,9 @@ class Directories:
         path = path_of(request)
         body = await read_json(request, may_be_empty=True)
         recursive, mode = flag(body, "recursive"), permissions_of(body)
-        files = await self._desk.open(request, claims=True)
         if not path:
             raise ExistsError("'/' exists already")
-        place = files.place(path)
+        place = (await self._desk.open_to_create(request, path)).place(path)
         try:
             await place.tree.mkdir(place.path, creator=USER, parents=recursive)
         except NotFoundError as error:

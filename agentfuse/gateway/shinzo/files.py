@@ -63,7 +63,7 @@ class Files:
         with Spool(self._desk.spool) as spool:
             upload = await self._upload(request, spool)
             overwrite, mode = flag(upload.fields, "overwrite"), permissions_of(upload.fields)
-            place = (await self._desk.open(request, claims=True)).place(path)
+            place = (await self._desk.open_to_create(request, path)).place(path)
             await _refuse_to_be_directory(place, path)
             file = NewFile(place.path, _content_of(upload), 0o644 if mode is None else mode)
             (node,) = await place.tree.put(

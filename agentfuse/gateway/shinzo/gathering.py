@@ -15,7 +15,7 @@ from types import TracebackType
 
 import trio
 
-from agentfuse.errors import NotFoundError
+from agentfuse.errors import BusyError, NotFoundError
 from agentfuse.gateway.filetree import Node
 from agentfuse.gateway.shinzo.contents import SMALL_BYTES, read_small, windows
 from agentfuse.gateway.shinzo.filesystem import Filesystem
@@ -89,7 +89,9 @@ class Heap:
             pass_fds=(self.fd,),
             deliver_cancel=_kill,
         )
-        for node, place in zip(nodes, map(int, done.stdout.split()), strict=False):
+        if done.returncode:
+            raise BusyError("the agent's home is not there any more", hint="ask again")
+        for node, place in zip(nodes, map(int, done.stdout.split()), strict=True):
             if place >= 0:
                 self.starts.append(place)
                 self.nodes.append(node)
