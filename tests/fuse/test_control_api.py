@@ -31,6 +31,7 @@ from agentfuse.control.route import Media
 from agentfuse.control.routes import ROUTES
 from agentfuse.errors import (
     BusyError,
+    ChangedError,
     ExistsError,
     NotFoundError,
     QuotaExceededError,
@@ -680,3 +681,34 @@ def test_a_source_that_becomes_shorter_makes_no_file(there: Home) -> None:
         there.put(Shrinking(b"x" * 100), "uploads/a")
     with pytest.raises(NotFoundError):
         there.stat("uploads/a")
+
+
+def test_a_put_only_in_place_of_what_was_read(http: httpx.Client, there: Home) -> None:
+    there.put(b"first", "uploads/a")
+
+    def settled() -> str:
+        """The ETag once it tells one change from the next."""
+        while (etag := there.stat("uploads/a").etag) != there.stat("uploads/a").etag:
+            pass
+        return etag
+
+    with there.open("uploads/a", offset=2, length=2, etag=settled()) as content:
+        assert (content.size, content.offset, b"".join(content.pieces)) == (5, 2, b"rs")
+    etag = settled()
+    there.put(b"second", "uploads/a", if_match=etag, mode=0o600)
+    assert there.stat("uploads/a").mode == "0600"
+    with pytest.raises(ChangedError):
+        there.put(b"lost", "uploads/a", if_match=etag)
+    with pytest.raises(ChangedError):
+        there.put(b"new", "uploads/missing", if_match=etag)
+    with there.open("uploads/a", offset=2, length=2, etag=etag) as content:
+        assert (content.offset, b"".join(content.pieces)) == (0, b"second")  # it is another one: all of it
+    for header, status in (('"x"', 412), ("*", 400), ("x", 400), ('"a", "b"', 400)):
+        answer = http.put(url("content", "uploads", b"a"), content=b"z", headers={"If-Match": header})
+        assert answer.status_code == status, header
+    assert there.get("uploads/a") == b"second"
+    assert [entry.path for entry in there.list("uploads", brief=True)] == ["a"]
+    with pytest.raises(UsageError):
+        there.open("uploads/a", offset=6).__enter__()
+    for name, body in (("mode", "9"), ("mode", "1777"), ("labels", "%"), ("is_frozen", "yes"), ("size", 1)):
+        assert http.patch(url("stat", "uploads", b"a"), json={name: body}).status_code == 400, name
