@@ -78,15 +78,20 @@ class Launchers:
         self._may_begin = trio.Event()
         self._may_begin.set()
 
-    def is_wanted(self, execution: str) -> bool:
-        """Whether an execution has a launcher, or is to have one."""
-        return bool(self._command) or self._directory(execution).is_dir()
+    @property
+    def is_configured(self) -> bool:
+        """Whether executions that begin now get a launcher."""
+        return bool(self._command)
+
+    def has_begun(self, execution: str) -> bool:
+        """Whether an execution has a launcher, or had one."""
+        return (self._directory(execution) / "begun").exists()
 
     async def start(self, record: Execution, home: Path) -> None:
         """Start it, unless it has been. Raises ``EnvironmentProblem``."""
         await self._may_begin.wait()
         directory = self._directory(record.id)
-        if (directory / "begun").exists():
+        if self.has_begun(record.id):
             return
         await trio.to_thread.run_sync(self._prepare, record, home, directory, limiter=self._limiter)
         done = await trio.run_process(
@@ -98,7 +103,7 @@ class Launchers:
             check=False,
             env={"PATH": os.environ.get("PATH", os.defpath)},
         )
-        if done.returncode or not (directory / "begun").exists():
+        if done.returncode or not self.has_begun(record.id):
             raise EnvironmentProblem("the supervisor of the launcher cannot be started")
 
     async def ended(self, execution: str) -> Exit:
@@ -123,7 +128,7 @@ class Launchers:
 
     async def stop(self, execution: str) -> None:
         """Have it end, by force after a while; returns when it has ended."""
-        if (self._directory(execution) / "begun").exists():
+        if self.has_begun(execution):
             self._signal(execution, signal.SIGTERM)
             await self.ended(execution)
 
@@ -146,7 +151,7 @@ class Launchers:
             self._may_begin = trio.Event()
         async with trio.open_nursery() as nursery:
             for execution in executions:
-                if (self._directory(execution) / "begun").exists():
+                if self.has_begun(execution):
                     nursery.start_soon(self._kill, execution)
 
     def unfence(self) -> None:

@@ -153,10 +153,10 @@ class Life:
                 return
             if not self.record.is_attached and not await self._attach():
                 return
-            if launchers.is_wanted(self.id):
-                await launchers.start(self.record, self._means.mounts.path(self.id))
-                passing("execution.launched")
             if self.record.status is Status.STARTING:
+                if launchers.is_configured:
+                    await launchers.start(self.record, self._means.mounts.path(self.id))
+                    passing("execution.launched")
                 await self.change(_running)
                 passing("execution.running")
             self._enter("live")
@@ -236,7 +236,7 @@ class Life:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(until_unmounted)
-            if self._means.launchers.is_wanted(self.id):
+            if self._means.launchers.has_begun(self.id):
                 nursery.start_soon(until_launched)
             await self._told_to_end.wait()
             nursery.cancel_scope.cancel()

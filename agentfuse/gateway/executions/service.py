@@ -89,6 +89,7 @@ class Executions:
         self._nursery = nursery
         self._keep_ended_s = keep_ended_s
         self._lives: dict[str, Life] = {}
+        self._beginning: set[str] = set()  # which have a note, and perhaps no record yet
 
     # -- what this host has
 
@@ -107,7 +108,7 @@ class Executions:
         self._means.launchers.unfence()
         async with trio.open_nursery() as nursery:
             for note in await self._in_thread(lambda: list(self._means.journal.notes())):
-                if note.ended_at is None and note.id not in self._lives:
+                if note.ended_at is None and note.id not in self._lives and note.id not in self._beginning:
                     nursery.start_soon(self._adopt, note)
 
     async def _adopt(self, note: Note) -> None:
@@ -244,12 +245,15 @@ class Executions:
             files=files,
             parent=parent,
         ).with_status(status, at=at)
+        self._beginning.add(execution)
         with trio.CancelScope(shield=True):
             try:
                 await self._create(record)
             except BaseException:
                 self._means.room.leave(execution)
                 raise
+            finally:
+                self._beginning.discard(execution)
             self._nursery.start_soon(self._live, record)
         return record
 
