@@ -95,7 +95,7 @@ class Links:
         if int(expires) <= self._now():
             raise _DENIED
         packed = base64.urlsafe_b64decode(blob_id + "=" * (-len(blob_id) % 4))
-        meant: Meant = msgspec.msgpack.decode(packed, type=Meant)
+        meant: Meant = _MEANT.decode(packed)
         return meant
 
     async def authenticate(self, request: Request) -> None:
@@ -243,3 +243,7 @@ def _own_secret(path: Path) -> bytes:
             f"{path}: {error.strerror}",
             hint="the state directory must be writable; choose another with --state",
         ) from error
+
+
+# msgspec learns a type at its first use; two threads at once would crash the process.
+_MEANT = msgspec.msgpack.Decoder(Meant)

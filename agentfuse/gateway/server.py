@@ -104,7 +104,7 @@ async def _run(
         executions = make_executions(
             config, store, trees, config_file=config_file, hosts=hosts, limits=limits, nursery=nursery
         )
-        metrics.watch_executions(executions.count_in, PHASES)
+        metrics.watch_executions(executions.lives.count_in, PHASES)
         parts = Parts(
             settings=config.gateway,
             regions=config.regions,
@@ -118,9 +118,9 @@ async def _run(
             hosts=hosts,
             closing=closing,
         )
-        await hosts.begin(executions)
-        await nursery.start(hosts.run, executions)
-        nursery.start_soon(executions.tidy)
+        await hosts.begin(executions.lives)
+        await nursery.start(hosts.run, executions.lives)
+        nursery.start_soon(executions.lives.tidy)
         if config.gateway.purge_after_s is not None:
             nursery.start_soon(executions.purge_old, config.gateway.purge_after_s)
         nursery.start_soon(_sweep, Staging(store), limits, metrics)

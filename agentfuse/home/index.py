@@ -240,7 +240,7 @@ def _intended(db: Database, commit: str) -> tuple[Base, list[Row], list[bytes]] 
         return None
     if _checksum(found[:-1]) != found[-1]:
         raise ValueError(f"wrong checksum at commit {commit}")
-    base, changed, removed = msgspec.msgpack.decode(found[2], type=_Noted)
+    base, changed, removed = _NOTED.decode(found[2])
     return base, [_from_columns(columns) for columns in changed], removed
 
 
@@ -270,3 +270,7 @@ def _from_columns(columns: tuple[Any, ...]) -> Row:
 def _checksum(columns: tuple[object, ...]) -> int:
     """SQLite would not notice a flipped bit in a value; a wrong hash must not get into a snapshot."""
     return zlib.crc32(msgspec.msgpack.encode(columns))
+
+
+# msgspec learns a type at its first use; two threads at once would crash the process.
+_NOTED = msgspec.msgpack.Decoder(_Noted)

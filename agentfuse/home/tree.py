@@ -78,7 +78,7 @@ class Home:
         """
         path = self.path / "home.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=HomeRecord)
+            return _RECORD.decode(path.read_bytes())
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -350,3 +350,7 @@ def take_stock(tree: Path, ledger: Ledger) -> None:
     for account in accounts:
         weight = weights[account.name]
         account.bytes_used, account.files_used = weight.bytes_used, weight.files_used
+
+
+# msgspec learns a type at its first use; two threads at once would crash the process.
+_RECORD = msgspec.json.Decoder(HomeRecord)

@@ -265,7 +265,7 @@ class Collector:
     def _read(self, number: int) -> _Record:
         key = collection_key(self._agent, self._region, number)
         try:
-            return msgspec.json.decode(self._store.get(key), type=_Record)
+            return _RECORD.decode(self._store.get(key))
         except msgspec.DecodeError as error:
             raise IntegrityError(f"{key}: not the record of a collection: {error}") from error
 
@@ -302,3 +302,7 @@ def _now() -> datetime.datetime:
 def _uptime() -> float:
     """Seconds that pass also while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+# msgspec learns a type at its first use; two threads at once would crash the process.
+_RECORD = msgspec.json.Decoder(_Record)

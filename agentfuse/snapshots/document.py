@@ -114,7 +114,7 @@ def decode(data: bytes, name: str) -> Snapshot:
         _check_format(body[: body.find(b"\n")], name)
         end = _end_of_sealed(body)
         lines = io.BytesIO(body)
-        header = msgspec.json.decode(lines.readline(), type=_Header)
+        header = _HEADER.decode(lines.readline())
         follows = _checked_follows(header)
         entries = list(check(_entries(lines, end)))
         _check_totals(entries, header.totals)
@@ -256,14 +256,13 @@ def _from_line(line: _Line) -> Entry:
 
 
 def _entries(lines: io.BytesIO, end: int) -> Iterator[Entry]:
-    decoder = msgspec.json.Decoder(_Line)
     objects: dict[str, str] = {}  # the entries of one pack share its name, also in memory
     number = 1
     while lines.tell() < end:
         number += 1
         raw = lines.readline()
         try:
-            line = decoder.decode(raw)
+            line = _LINE.decode(raw)
             if line.object is not None:
                 line.object = objects.setdefault(line.object, line.object)
             yield _from_line(line)
@@ -356,7 +355,7 @@ def _unpack(data: bytes) -> bytes:
 
 
 def _check_format(first_line: bytes, name: str) -> None:
-    found = msgspec.json.decode(first_line, type=_Format).format
+    found = _FORMAT.decode(first_line).format
     if found not in FORMATS:
         raise IntegrityError(
             f"snapshot {name}: written in format {found}, this agentfuse knows up to {FORMATS[-1]}",
@@ -372,7 +371,14 @@ def _end_of_sealed(body: bytes) -> int:
     end = body.rfind(b"\n", 0, -1) + 1
     if not _SEAL_LINE.fullmatch(body, end):
         raise ValueError("without a seal on its last line")
-    seal = msgspec.json.decode(body[end:], type=_Seal).seal
+    seal = _SEAL.decode(body[end:]).seal
     if seal != hashlib.sha256(memoryview(body)[:end]).hexdigest():
         raise ValueError("its seal is not the SHA-256 of the lines above it")
     return end
+
+
+# msgspec learns a type at its first use; two threads at once would crash the process.
+_HEADER = msgspec.json.Decoder(_Header)
+_FORMAT = msgspec.json.Decoder(_Format)
+_SEAL = msgspec.json.Decoder(_Seal)
+_LINE = msgspec.json.Decoder(_Line)

@@ -219,7 +219,7 @@ def _attributes(entry: Entry) -> _Xattrs:
 
 
 def _entry(row: Row) -> Entry:
-    xattrs = msgspec.msgpack.decode(row.xattrs, type=_Xattrs)
+    xattrs = _XATTRS.decode(row.xattrs)
     is_marked = bool(xattrs) and xattrs[-1][0] == marks.CREATOR
     return Entry(
         path=row.path,
@@ -235,3 +235,7 @@ def _entry(row: Row) -> Entry:
         xattrs=xattrs[:-1] if is_marked else xattrs,
         created_by=Creator(xattrs[-1][1].decode()) if is_marked else Creator.AGENT,
     )
+
+
+# msgspec learns a type at its first use; two threads at once would crash the process.
+_XATTRS = msgspec.msgpack.Decoder(_Xattrs)

@@ -66,3 +66,7 @@ class Archive:
 
 def _key(execution: Execution) -> str:
     return f"executions/{UUID(execution.organization)}/{UUID(execution.id)}/events.ndjson.gz"
+
+
+# msgspec learns a type at its first use; two threads at once would crash the process.
+_EVENT = msgspec.json.Decoder(Event)

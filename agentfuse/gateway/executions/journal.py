@@ -69,7 +69,7 @@ class Journal:
             except FileNotFoundError:
                 continue  # it is being made, or removed
             try:
-                yield msgspec.json.decode(data, type=Note)
+                yield _NOTES.decode(data)
             except msgspec.DecodeError as error:
                 raise IntegrityError(
                     f"{self._directory / name / _NOTE} is damaged: {error}",
@@ -88,3 +88,7 @@ class Journal:
         with suppress(FileNotFoundError):
             (directory / _NOTE).unlink()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+# msgspec learns a type at its first use; two threads at once would crash the process.
+_NOTES = msgspec.json.Decoder(Note)

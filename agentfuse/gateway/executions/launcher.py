@@ -120,7 +120,7 @@ class Launchers:
             finally:
                 os.close(process)
         try:
-            return msgspec.json.decode((directory / "exit").read_bytes(), type=Exit)
+            return _EXIT.decode((directory / "exit").read_bytes())
         except FileNotFoundError:
             return Exit(None, "its supervisor was killed, or the host was restarted")
         except msgspec.MsgspecError as error:
@@ -224,3 +224,7 @@ def _is_held(lock: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+# msgspec learns a type at its first use; two threads at once would crash the process.
+_EXIT = msgspec.json.Decoder(Exit)

@@ -17,6 +17,7 @@ from agentfuse.gateway.executions.attachments import REGION, Attachments
 from agentfuse.gateway.executions.journal import Journal
 from agentfuse.gateway.executions.launcher import Launchers
 from agentfuse.gateway.executions.life import Means
+from agentfuse.gateway.executions.lives import Lives
 from agentfuse.gateway.executions.mounts import Mounts
 from agentfuse.gateway.executions.records import Records
 from agentfuse.gateway.executions.room import Room
@@ -82,13 +83,12 @@ def make_executions(
     organizations = {key.organization for key in settings.keys}
     return Executions(
         means,
+        Lives(means, hosts=hosts, keep_ended_s=config.keep_ended_s, nursery=nursery),
         hosts=hosts,
         agents=Agents(store, has_others=len(organizations) > 1),
         trees=trees,
         regions=config.regions,
-        keep_ended_s=config.keep_ended_s,
         live_tree=partial(LiveTree, limiter=limits.uploads),
-        nursery=nursery,
     )
 
 

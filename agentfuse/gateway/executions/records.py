@@ -123,7 +123,7 @@ class Records:
     def _read(self, key: str) -> _Revision:
         data = self._store.get(key)
         try:
-            revision = msgspec.json.decode(data, type=_Revision)
+            revision = _REVISION.decode(data)
         except msgspec.DecodeError as error:
             raise IntegrityError(f"record {key} is damaged: {error}") from error
         if revision.format != 1:
@@ -182,3 +182,7 @@ def _parsed(key: str) -> tuple[str, int]:
 
 def _no_such() -> NotFoundError:
     return NotFoundError("Execution not found.")
+
+
+# msgspec learns a type at its first use; two threads at once would crash the process.
+_REVISION = msgspec.json.Decoder(_Revision)

@@ -1,4 +1,4 @@
-"""The executions of a gateway: what its routes ask for, and the lives of those that this host owns."""
+"""The executions of a gateway: what its routes ask for."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ import trio
 
 from agentfuse.admission import ApiKey, Quota
 from agentfuse.client import AsyncHome, Event
-from agentfuse.errors import AgentfuseError, BusyError, CapacityError, NotFoundError, StoreError, UsageError
+from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UsageError
 from agentfuse.gateway.agents import Agent, Agents
 from agentfuse.gateway.executions.archive import MOST_EVENTS
-from agentfuse.gateway.executions.journal import Note
 from agentfuse.gateway.executions.life import Life, Means, Phase
+from agentfuse.gateway.executions.lives import Lives
 from agentfuse.gateway.executions.record import Execution, Message, Status
 from agentfuse.gateway.executions.trees import ExecutionTree
 from agentfuse.gateway.filetree import FileTree, Usage
 from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.gateway.trees import Trees
-from agentfuse.killpoints import passing
 from agentfuse.regions import LOOSE, Region, Scope
 from agentfuse.snapshots.layout import execution_region
 
@@ -40,8 +39,6 @@ PATIENCE_S = 20.0
 """How long a request for a file waits for a home that is just being mounted or brought into the store."""
 
 _LOOK_S = 0.5
-_ADOPT_AGAIN_S = 1.0
-_TIDY_S = (1.0, 300.0)
 _PURGE_S = 3600.0
 _MAX_MESSAGES = 1000
 
@@ -63,22 +60,20 @@ class ExecuteBody:
 class Executions:
     """All executions, as an organization sees them. What is not its own is a ``NotFoundError``.
 
-    ``hosts``: whose they are; ``regions``: those of homes; ``keep_ended_s``: how long an ended one leaves
-    something on this host; ``live_tree``: the tree of a region of a mounted home. Lives run in ``nursery``;
-    cancelling them leaves mounts as they are. Every method raises ``StoreError`` when the store failed.
+    ``lives``: those of this host; ``hosts``: whose they are; ``regions``: those of homes; ``live_tree``: the
+    tree of a region of a mounted home. Every method raises ``StoreError`` when the store failed.
     """
 
     def __init__(
         self,
         means: Means,
+        lives: Lives,
         *,
         hosts: Hosts,
         agents: Agents,
         trees: Trees,
         regions: Sequence[Region],
-        keep_ended_s: float,
         live_tree: Callable[[Path, str], FileTree],
-        nursery: trio.Nursery,
     ) -> None:
         self._means = means
         self._hosts = hosts
@@ -86,93 +81,7 @@ class Executions:
         self._trees = trees
         self._regions = {region.name: region for region in regions}
         self._live_tree = live_tree
-        self._nursery = nursery
-        self._keep_ended_s = keep_ended_s
-        self._lives: dict[str, Life] = {}
-        self._beginning: set[str] = set()  # which have a note, and perhaps no record yet
-
-    # -- what this host has
-
-    def count(self) -> int:
-        """How many executions are not terminal here."""
-        return len(self._lives)
-
-    def count_in(self, phase: str) -> int:
-        """How many of them are in a phase of their lives."""
-        return sum(life.phase == phase for life in self._lives.values())
-
-    async def adopt(self) -> None:
-        """Take over what this host had begun in an earlier epoch."""
-        for life in list(self._lives.values()):
-            await self._renew(life)
-        self._means.launchers.unfence()
-        async with trio.open_nursery() as nursery:
-            for note in await self._in_thread(lambda: list(self._means.journal.notes())):
-                if note.ended_at is None and note.id not in self._lives and note.id not in self._beginning:
-                    nursery.start_soon(self._adopt, note)
-
-    async def _adopt(self, note: Note) -> None:
-        means = self._means
-        try:
-            record = await self._in_thread(means.records.read, note.organization, note.id)
-        except NotFoundError:  # it did not come to be
-            await means.attachments.release(note.organization, note.id, note.staged)
-            await self._in_thread(means.journal.forget, note.id)
-        except StoreError as error:
-            _LOG.warning("execution %s cannot be adopted yet: %s", note.id, error)
-            self._nursery.start_soon(self._adopt_later, note)
-        else:
-            if record.status is not Status.QUEUED:
-                means.room.hold(record.id)
-            self._nursery.start_soon(partial(self._live, record, is_adopted=True))
-
-    async def _adopt_later(self, note: Note) -> None:
-        await trio.sleep(_ADOPT_AGAIN_S)
-        if note.id not in self._lives:
-            await self._adopt(note)
-
-    async def _live(self, record: Execution, *, is_adopted: bool = False) -> None:
-        if record.id in self._lives:
-            return
-        life = self._lives[record.id] = Life(record, self._means)
-        try:
-            if is_adopted:
-                await self._renew(life)
-            await life.run()
-        finally:
-            del self._lives[record.id]
-            self._means.room.leave(record.id)
-
-    async def _renew(self, life: Life) -> None:
-        """Have the record say that it is ours in this epoch, unless it is terminal already."""
-        epoch = self._hosts.epoch
-
-        def renewed(record: Execution) -> Execution:
-            return record if record.status.is_terminal else msgspec.structs.replace(record, epoch=epoch)
-
-        while True:
-            try:
-                await life.change(renewed)
-            except StoreError as error:
-                _LOG.warning("execution %s cannot be adopted yet: %s", life.id, error)
-                await trio.sleep(_ADOPT_AGAIN_S)
-            else:
-                return
-
-    async def fence(self) -> None:
-        """This host may own nothing until :meth:`adopt`: no launcher runs when this returns."""
-        await self._means.launchers.fence(list(self._lives))
-
-    async def tidy(self) -> None:
-        """Remove from this host, for ever and ever, what ended as long ago as is configured."""
-        while True:
-            for note in await self._in_thread(lambda: list(self._means.journal.notes())):
-                if note.ended_at is not None and note.ended_at + self._keep_ended_s <= time.time():
-                    try:
-                        await self._in_thread(self._remove_ended, note)
-                    except AgentfuseError as error:
-                        _LOG.warning("execution %s was not removed from this host: %s", note.id, error)
-            await trio.sleep(max(_TIDY_S[0], min(self._keep_ended_s, _TIDY_S[1])))
+        self.lives = lives
 
     async def purge_old(self, after_s: float) -> None:
         """Purge, for ever and ever, what ended so long ago; as many gateways may do that as like."""
@@ -194,11 +103,6 @@ class Executions:
             if record.purged_at is None and record.terminal_at is not None and record.terminal_at < limit
         ]
 
-    def _remove_ended(self, note: Note) -> None:
-        self._means.mounts.remove(note.id)
-        if self._means.mounts.remove_home(note.id):
-            self._means.journal.forget(note.id)
-
     # -- what routes ask for
 
     async def execute(self, key: ApiKey, agent: str, body: ExecuteBody) -> Execution:
@@ -214,29 +118,19 @@ class Executions:
     async def _begin(
         self, key: ApiKey, agent: str, body: ExecuteBody, *, parent: str | None = None
     ) -> Execution:
-        """Make a record, and have it lived, whether or not the client stays."""
         staged, files = await self._means.attachments.check(
             key.organization, key.tenant, body.staged, body.files
         )
-        at, execution = time.time(), str(uuid.uuid4())
-        status = Status.STARTING
-        if not self._means.room.take(execution):
-            if not body.queues:
-                raise CapacityError(
-                    "the host has as many executions as it may have",
-                    hint="ask again when one has ended, or have it queued",
-                )
-            status = Status.QUEUED
         record = Execution(
-            id=execution,
+            id=str(uuid.uuid4()),
             organization=key.organization,
             agent=agent,
             tenant=key.tenant,
             user=key.id,
             host=self._hosts.id,
             epoch=self._hosts.epoch,
-            created_at=at,
-            status=status,
+            created_at=time.time(),
+            status=Status.STARTING,
             inputs=dict(body.inputs),
             metadata=dict(body.metadata),
             options=dict(body.options),
@@ -244,45 +138,15 @@ class Executions:
             staged=staged,
             files=files,
             parent=parent,
-        ).with_status(status, at=at)
-        self._beginning.add(execution)
-        with trio.CancelScope(shield=True):
-            try:
-                await self._create(record)
-            except BaseException:
-                self._means.room.leave(execution)
-                raise
-            finally:
-                self._beginning.discard(execution)
-            self._nursery.start_soon(self._live, record)
-        return record
-
-    async def _create(self, record: Execution) -> None:
-        """Note it, claim what it begins with, and make its record; or leave nothing of it."""
-        means, ids = self._means, [each.id for each in record.staged]
-        note = Note(id=record.id, organization=record.organization, agent=record.agent, staged=ids)
-        await self._in_thread(means.journal.write, note)
-        passing("execution.noted")
-        try:
-            await means.attachments.claim(record.organization, record.id, record.staged)
-            passing("execution.claimed")
-            await self._in_thread(means.hints.put, record)
-            await self._in_thread(means.records.create, record)
-            passing("execution.created")
-        except StoreError:
-            # Whether the record came to be is unknown: who adopts it finds out.
-            self._nursery.start_soon(self._adopt, note)
-            raise
-        except AgentfuseError:
-            await self._in_thread(means.journal.forget, record.id)
-            raise
+        )
+        return await self.lives.begin(record, queues=body.queues)
 
     async def get(self, organization: str, execution: str) -> Execution:
         """An execution. Raises ``NotFoundError``."""
         record = await self._in_thread(self._means.records.read, organization, execution)
         if record.deleted_at is not None:
             raise NotFoundError("Execution not found.")
-        life = self._lives.get(record.id)
+        life = self.lives.get(record.id)
         if life is not None and life.trouble and not record.reason:
             record = msgspec.structs.replace(record, reason=life.trouble)
         return record
@@ -309,7 +173,7 @@ class Executions:
         await self.get(organization, execution)
         change = partial(_changed, status=status, reason=reason, result=result)
         record = await self._change(organization, execution, change)
-        life = self._lives.get(record.id)
+        life = self.lives.get(record.id)
         if life is not None:
             await life.obey()
         return record
@@ -319,7 +183,7 @@ class Executions:
         record = await self.get(organization, execution)
         with trio.move_on_after(timeout_s):
             while not record.status.is_terminal:
-                life = self._lives.get(record.id)
+                life = self.lives.get(record.id)
                 if life is not None:
                     await life.ended.wait()
                 else:
@@ -392,7 +256,7 @@ class Executions:
 
     async def events(self, execution: Execution) -> Sequence[Event]:
         """What happened to its files so far, the newest of it."""
-        life = self._lives.get(execution.id)
+        life = self.lives.get(execution.id)
         if life is None or await self._settled(life) == "ended":
             return await self._in_thread(self._means.archive.read, execution)
         found: deque[Event] = deque(maxlen=MOST_EVENTS)
@@ -406,7 +270,7 @@ class Executions:
 
         To stop early, leave the iteration within ``contextlib.aclosing``. Raises as ``AsyncHome.events``.
         """
-        life = self._lives.get(execution.id)
+        life = self.lives.get(execution.id)
         if life is None or await self._settled(life) == "ended":
             for event in await self._in_thread(self._means.archive.read, execution):
                 if event.seq > since:
@@ -419,7 +283,7 @@ class Executions:
 
     async def usage(self, execution: Execution) -> Mapping[str, Usage]:
         """What each region of its home holds, once it has ended of those that are kept."""
-        life = self._lives.get(execution.id)
+        life = self.lives.get(execution.id)
         if life is not None and await self._settled(life) == "live":
             regions = await AsyncHome(self._means.mounts.path(execution.id)).regions()
             return {
@@ -447,8 +311,9 @@ class Executions:
 
     async def home_of(self, organization: str, agent: str) -> Execution | None:
         """The newest execution of an agent that has a home, or is about to have one, on whatever host."""
-        live = [life.record for life in self._lives.values() if not life.ended.is_set()]
-        mine = [each for each in live if (each.organization, each.agent) == (organization, agent)]
+        mine = [
+            each for each in self.lives.records() if (each.organization, each.agent) == (organization, agent)
+        ]
         if not mine and self._hosts.proofs is not None:
             for execution in await self._in_thread(self._means.hints.of, agent):
                 with suppress(NotFoundError):
@@ -468,7 +333,7 @@ class Executions:
     async def tree_at_home(self, execution: Execution, region: str) -> FileTree | None:
         """A region of its mounted home, which is waited for; None if it has ended, or is not this host's.
         Raises ``BusyError`` when that takes long."""
-        life = self._lives.get(execution.id)
+        life = self.lives.get(execution.id)
         if life is None or await self._settled(life) != "live":
             return None
         return self._live_tree(self._means.mounts.path(execution.id), region)
@@ -479,7 +344,7 @@ class Executions:
         live = await self.tree_at_home(execution, region)
         if live is not None:
             return live
-        if execution.id not in self._lives and not execution.status.is_terminal:
+        if self.lives.get(execution.id) is None and not execution.status.is_terminal:
             execution = await self.get(execution.organization, execution.id)
             if not execution.status.is_terminal:
                 raise BusyError("the execution is not this host's, or not yet", hint="ask again")
@@ -505,7 +370,7 @@ class Executions:
     async def _change(
         self, organization: str, execution: str, change: Callable[[Execution], Execution]
     ) -> Execution:
-        life = self._lives.get(execution)
+        life = self.lives.get(execution)
         if life is not None:
             return await life.change(change)
         return await self._in_thread(self._means.records.change, organization, execution, change)

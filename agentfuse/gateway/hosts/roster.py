@@ -78,7 +78,7 @@ def _key(host: str) -> str:
 
 def _decoded(key: str, data: bytes) -> Host | None:
     try:
-        host = msgspec.json.decode(data, type=Host)
+        host = _HOST.decode(data)
     except msgspec.DecodeError as error:
         _LOG.warning("%s: not a host's record that this version reads: %s", key, error)
         return None
@@ -90,3 +90,7 @@ def _is_uuid(text: str) -> bool:
         return str(uuid.UUID(text)) == text
     except ValueError:
         return False
+
+
+# msgspec learns a type at its first use; two threads at once would crash the process.
+_HOST = msgspec.json.Decoder(Host)
