@@ -47,7 +47,7 @@ class Host:
             top=self.top,
             **environ,
         )
-        assert self.gateway.url, "".join(self.gateway.log)
+        assert self.gateway.url, (self.gateway.process.poll(), "".join(self.gateway.log))
         self.client = self.gateway.client()
 
     def kill(self) -> None:
