@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from agentfuse.client import Event
-from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UsageError
+from agentfuse.errors import AgentfuseError, NotFoundError, UsageError
 from agentfuse.gateway.auth import key_of
 from agentfuse.gateway.bodies import TooLargeError, query_of
 from agentfuse.gateway.executions.record import Execution, Status
@@ -181,7 +181,7 @@ class ExecutionPages:
             return []
         try:
             return await self._executions.events(execution)
-        except BusyError:  # its home is on its way to the store
+        except AgentfuseError:  # its home is on its way to the store, or its daemon is restarted
             return []
 
     async def space(self, request: Request) -> Response:
