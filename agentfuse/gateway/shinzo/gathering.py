@@ -19,7 +19,7 @@ from agentfuse.errors import BusyError, NotFoundError
 from agentfuse.gateway.filetree import Node
 from agentfuse.gateway.shinzo.contents import SMALL_BYTES, read_small, windows
 from agentfuse.gateway.shinzo.filesystem import Filesystem
-from agentfuse.gateway.shinzo.matching import python
+from agentfuse.gateway.shinzo.matching import kill, python
 from agentfuse.gateway.spool import on_disk
 from agentfuse.regions import MiB
 from agentfuse.sync.spool import nameless_file
@@ -87,7 +87,7 @@ class Heap:
             stderr=subprocess.DEVNULL,
             check=False,
             pass_fds=(self.fd,),
-            deliver_cancel=_kill,
+            deliver_cancel=kill,
         )
         if done.returncode:
             raise BusyError("the agent's home is not there any more", hint="ask again")
@@ -119,7 +119,3 @@ class Heap:
                 written = os.pwrite(self.fd, left, self._end)
                 self._end += written
                 left = left[written:]
-
-
-async def _kill(process: trio.Process) -> None:
-    process.kill()

@@ -80,6 +80,11 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, "-I", "-S", searcher.__file__, *arguments]
 
 
+async def kill(process: trio.Process) -> None:
+    """For ``trio.run_process``: no time to end by itself."""
+    process.kill()
+
+
 @asynccontextmanager
 async def _running(command: Sequence[str], *, stdin: int) -> AsyncIterator[trio.Process]:
     """A process, killed when it is left."""

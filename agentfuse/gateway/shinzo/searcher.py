@@ -1,5 +1,7 @@
-"""What searching does in a process of its own, so that it can be killed whatever it waits for.
+"""What is done with files of a mount, or with strangers' expressions, in a process of its own: it can be
+killed whatever it waits for.
 
+    searcher.py read MOST_BYTES ROOT        paths, ended by NUL, in stdin: RECORDs and contents to stdout
     searcher.py gather FD MOST_BYTES ROOT   paths, ended by NUL, in stdin: contents to FD, places to stdout
     searcher.py match PATTERN FLAGS         stdin is a file: its lines that a regular expression finds
 
@@ -12,26 +14,28 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 import sys
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PREVIEW_BYTES = 1000
 
+RECORD = struct.Struct("<qqI")
+"""Length of a content, -1 for none; mtime in nanoseconds; permissions."""
 
-class _Gatherer:
-    """Copies contents of text files, one after the other, each of them ending in a line break."""
 
-    def __init__(self, fd: int, most_bytes: int, root: str) -> None:
-        self._fd = fd
+class _Reader:
+    """Reads files below a directory."""
+
+    def __init__(self, most_bytes: int, root: str) -> None:
         self._most_bytes = most_bytes
         self._root = os.open(root, _DIRECTORY)
         self._device = os.fstat(self._root).st_dev
         self._directory, self._directory_fd = b"", os.dup(self._root)
-        self._end = 0
 
-    def gather(self, path: bytes) -> int | None:
-        """Where its content begins, None if it is left out: not there, no file, too long, or binary."""
+    def read(self, path: bytes) -> tuple[bytes, os.stat_result] | None:
+        """The content of a file and its facts; None if it is not there, no file, or too long."""
         try:
             directory, _, name = path.rpartition(b"/")
             self._enter(directory)
@@ -48,9 +52,7 @@ class _Gatherer:
                 os.close(fd)
         except OSError:
             return None
-        if len(data) > self._most_bytes or b"\0" in data:
-            return None
-        return self._write(data if data.endswith(b"\n") else data + b"\n")
+        return None if len(data) > self._most_bytes else (data, found)
 
     def _enter(self, directory: bytes) -> None:
         if directory == self._directory:
@@ -67,6 +69,23 @@ class _Gatherer:
         os.close(self._directory_fd)
         self._directory, self._directory_fd = directory, fd
 
+
+class _Gatherer:
+    """Copies contents of text files, one after the other, each of them ending in a line break."""
+
+    def __init__(self, fd: int, reader: _Reader) -> None:
+        self._fd = fd
+        self._reader = reader
+        self._end = 0
+
+    def gather(self, path: bytes) -> int | None:
+        """Where its content begins, None if it is left out, also for being binary."""
+        found = self._reader.read(path)
+        if found is None or b"\0" in found[0]:
+            return None
+        data = found[0]
+        return self._write(data if data.endswith(b"\n") else data + b"\n")
+
     def _write(self, data: bytes) -> int:
         start = self._end
         left = memoryview(data)
@@ -77,9 +96,25 @@ class _Gatherer:
         return start
 
 
+def _read(most_bytes: int, root: str) -> None:
+    reader = _Reader(most_bytes, root)
+    for path in _paths():
+        found = reader.read(path)
+        if found is None:
+            sys.stdout.buffer.write(RECORD.pack(-1, 0, 0))
+        else:
+            data, facts = found
+            head = RECORD.pack(len(data), facts.st_mtime_ns, stat.S_IMODE(facts.st_mode))
+            sys.stdout.buffer.write(head + data)
+
+
+def _paths() -> list[bytes]:
+    return sys.stdin.buffer.read().split(b"\0")[:-1]
+
+
 def _gather(fd: int, most_bytes: int, root: str) -> None:
-    gatherer = _Gatherer(fd, most_bytes, root)
-    places = (gatherer.gather(path) for path in sys.stdin.buffer.read().split(b"\0")[:-1])
+    gatherer = _Gatherer(fd, _Reader(most_bytes, root))
+    places = (gatherer.gather(path) for path in _paths())
     sys.stdout.write("".join(f"{-1 if place is None else place}\n" for place in places))
 
 
@@ -99,7 +134,9 @@ def _match(pattern: str, flags: str) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "gather":
+    if sys.argv[1] == "read":
+        _read(int(sys.argv[2]), sys.argv[3])
+    elif sys.argv[1] == "gather":
         _gather(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     else:
         sys.exit(_match(sys.argv[2], sys.argv[3]))
