@@ -29,7 +29,7 @@ STEPS = (
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    with executing.host(tmp_path_factory.mktemp("executions"), settings="") as host:
+    with executing.host(tmp_path_factory.mktemp("executions"), gateway_settings="max_restarts = 2\n") as host:
         yield host
 
 
@@ -109,13 +109,13 @@ def test_a_daemon_that_dies_is_followed_by_others_but_not_for_ever(host: Host) -
     execution = host.run()
     path = host.home(execution) / "workspace/kept"
     path.write_bytes(b"kept")
-    for restarts in range(1, 4):
+    for restarts in range(1, 3):
         _kill_daemon(host, execution)
         _until_restarted(host, execution, restarts)
         until(lambda: _content(path) == b"kept")
     _kill_daemon(host, execution)
     host.until(execution, "failed")
-    assert "died 4 times" in host.revisions(execution)[-1]["reason"]
+    assert "died 3 times" in host.revisions(execution)[-1]["reason"]
     assert host.files(execution)["workspace/kept"] == (4, "agent")
     assert not host.home(execution).exists()
 
