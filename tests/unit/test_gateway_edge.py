@@ -141,6 +141,7 @@ async def test_beyond_so_many_requests_at_a_time_others_are_told_to_wait() -> No
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def receive() -> Message:
+        await trio.lowlevel.checkpoint()  # as any server's does
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Message) -> None:
