@@ -165,6 +165,13 @@ def test_it_speaks_https_with_a_certificate(tmp_path: Path) -> None:
     assert "gateway.certificate" in done.stderr
 
 
+def test_a_state_directory_is_one_gateways_at_a_time(gateway: Gateway) -> None:
+    done = _run("serve", "--state", str(gateway.state), "--store", gateway.store, "--listen", "127.0.0.1:0")
+    assert (done.returncode, done.stdout) == (75, "")
+    assert "another gateway serves with" in done.stderr
+    assert "--state" in done.stderr
+
+
 def test_mistakes_in_the_configuration_are_told_together(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(

@@ -39,6 +39,26 @@ def entry(**changed: str) -> str:
     return "[[keys]]\n" + "".join(f"{name} = {value}\n" for name, value in lines.items() if value)
 
 
+def test_hosts_of_a_cluster_are_told_of_each_other_wholly(tmp_path: Path) -> None:
+    both = 'advertise = "https://a.example:8443/"\ncluster_secret_file = "/s"\n'
+    said = '[gateway]\nlease = "5s"\non_host_lost = "wait"\nexecutes = false\n'
+    settings = load(tmp_path, said + both).gateway
+    assert (settings.advertise, settings.cluster_secret_file) == ("https://a.example:8443", Path("/s"))
+    assert (settings.lease_s, settings.on_host_lost, settings.executes) == (5.0, "wait", False)
+    for text, wanted in (
+        ('advertise = "http://10.0.0.5:80"', "cluster_secret_file ="),
+        ('cluster_secret_file = "/s"', "advertise ="),
+        ("executes = false", "advertise"),
+        ('advertise = "10.0.0.5:80"', 'write it like "http://10.0.0.5:8080"'),
+        ('advertise = "http://10.0.0.5:80/path"', 'write it like "http://10.0.0.5:8080"'),
+        ('lease = "500ms"', '"1s" to "1h"'),
+        ('on_host_lost = "restart"', '"fail" nor "wait"'),
+    ):
+        found = problem(tmp_path, f"[gateway]\n{text}\n")
+        assert "gateway" in found
+        assert wanted in found
+
+
 def test_without_a_word_there_are_no_keys_and_it_listens_on_this_host_only(tmp_path: Path) -> None:
     assert load(tmp_path, "").gateway == Gateway()
     assert Gateway().listen.host == "127.0.0.1"
