@@ -54,6 +54,12 @@ class Sdk:
 
         return until(there)
 
+    def ended(self, execution: str) -> Any:
+        """The answer to who waits for the end, if it ended meanwhile."""
+        answer = self.executions.execution_sync_get_with_http_info(execution)
+        assert (answer.status_code == 200) == (answer.data.status.value in executing.TERMINAL)
+        return answer if answer.status_code == 200 else None
+
     def run(self, agent: str = "ada", **body: Any) -> str:
         """Begin an execution; its id, once it runs."""
         begun = self.agents.agent_execute_post(agent, sdk.AgentsAgentExecuteAgentRequest(**body))
@@ -209,8 +215,12 @@ def _statuses(api: Sdk, execution: str) -> None:
     assert executions.execution_resume(execution).status.value == "running"
     assert executions.execution_sync_get(execution, timeout_seconds=1).status.value == "running"
     assert executions.execution_cancel(execution).status.value == "cancelled"
-    ended = executions.execution_sync_get(execution)
-    assert (ended.status.value, ended.execution_id) == ("cancelled", execution)
+    ended = until(lambda: api.ended(execution))
+    assert (ended.status_code, ended.data.status.value, ended.data.execution_id) == (
+        200,
+        "cancelled",
+        execution,
+    )
     with pytest.raises(ApiException) as caught:
         executions.execution_resume(execution)
     assert caught.value.status == 409
@@ -264,7 +274,7 @@ def test_the_sdk_waits_for_the_end(host: Host, api: Sdk) -> None:
     result = {"status": "failed", "reason": "no way", "result": {"tried": [1, 2]}}
     host.until(execution, "running")
     assert host.client.post(f"/agents/v2/executions/{execution}/status", json=result).status_code == 200
-    ended = api.executions.execution_sync_get_with_http_info(execution)
+    ended = until(lambda: api.ended(execution))
     assert (ended.status_code, ended.data.status.value) == (200, "failed")
     outcome = ended.data.execution_result
     assert (outcome.outcome, outcome.reasoning, outcome.result) == ("failure", "no way", {"tried": [1, 2]})
