@@ -25,8 +25,8 @@ from agentfuse.gateway.asteroid.uploads import Uploads, put_all
 from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
 from agentfuse.gateway.blobs import FileLinks
 from agentfuse.gateway.bodies import JsonAnswer, read_json
-from agentfuse.gateway.executions.record import Execution
-from agentfuse.gateway.executions.service import Executions
+from agentfuse.gateway.executions.record import Execution, Status
+from agentfuse.gateway.executions.service import PATIENCE_S, Executions
 from agentfuse.gateway.filetree import FileTree, NewFile, Node
 from agentfuse.gateway.ids import shared_file_id
 from agentfuse.gateway.limits import Limits
@@ -170,7 +170,9 @@ class SharedFiles:
         organization, agent = key_of(request).organization, request.path_params["agentId"]
         await self._executions.agents(organization, [agent])
         home = await self._executions.home_of(organization, agent)
-        if home is not None:
+        if home is not None and home.ends_as is not None:  # its memory is on the way to the store
+            home = await self._executions.wait(organization, home.id, PATIENCE_S)
+        if home is not None and not home.status.is_terminal and home.status is not Status.QUEUED:
             return _Memory(agent, self._executions.tree(home, "shared"), home)
         return _Memory(agent, self._executions.idle_tree(agent), None)
 
