@@ -182,8 +182,11 @@ class ExecutionFiles:
             place = Place(execution.organization, execution.id, file.region, file.path, file.media_type)
             return self._links.of_place(request, place)
 
-        found = activities.activities(execution, shown, url_of, is_descending=order == "desc", limit=limit)
-        return JsonAnswer(found)
+        render = partial(
+            activities.activities, execution, shown, url_of, is_descending=order == "desc", limit=limit
+        )
+        # Thousands of links take their time.
+        return JsonAnswer(await trio.to_thread.run_sync(render, limiter=self._uploads.limits.reads))
 
     async def _execution(self, request: Request) -> Execution:
         return await self._executions.get(key_of(request).organization, request.path_params["executionId"])
