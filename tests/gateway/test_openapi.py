@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import executing
 import gateways
+import pytest
 from gateways import ACME, DEADLINE_S, Gateway, upload
 
 CONFIG = """
@@ -41,16 +43,40 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         _schemathesis(tmp_path, running)
 
 
-def _schemathesis(base: Path, gateway: Gateway, *arguments: str) -> None:
+@pytest.mark.mount
+def test_schemathesis_finds_nothing_on_a_home_that_is_mounted(tmp_path: Path) -> None:
+    with executing.host(tmp_path) as host:
+        execution = host.run("ada")
+        for region in ("uploads", "workspace", "shared"):
+            (host.home(execution) / region / "a.txt").write_text("one\ntwo\n")
+        listed = host.client.get(f"/agents/v2/executions/{execution}/files").json()["directories"]
+        known = {
+            "executionId": execution,
+            "fileId": listed["uploads"][0]["id"],
+            "agentId": "ada",
+            "path": "workspace/a.txt",
+        }
+        parameters = "".join(f'"path.{name}" = "{value}"\n' for name, value in known.items())
+        mostly = (
+            "--include-path-regex",
+            "executionId|agentId.*(filesystem|shared-files)",
+            "--max-examples",
+            "8",
+        )
+        _schemathesis(tmp_path, host.gateway, *mostly, parameters=f"[parameters]\n{parameters}")
+        assert host.get(execution)["status"] == "running"
+
+
+def _schemathesis(base: Path, gateway: Gateway, *arguments: str, parameters: str = "") -> None:
     config = base / "schemathesis.toml"
-    config.write_text(CONFIG)
+    config.write_text(parameters + CONFIG)
     program = str(Path(sys.executable).with_name("st"))
     command = [program, "--config-file", str(config), "run", f"{gateway.url}/openapi.json"]
     for header in (f"Authorization: Bearer {ACME}", f"X-Api-Key: {ACME}"):
         command += ["--header", header]
     command += ["--phases", "examples,coverage,fuzzing", "--max-examples", "20", "--request-timeout", "20"]
-    # Each execution is a mount: what begins one is asked by test_asteroid.
-    command += ["--exclude-path-regex", "(execute|execute/sync|rerun)$"]
+    # Each execution is a mount: what begins and ends one is asked by test_asteroid.
+    command += ["--exclude-path-regex", "(execute|execute/sync|rerun|cancel|status|pause)$"]
     command += ["--no-color", *arguments]
     done = subprocess.run(
         command, cwd=base, capture_output=True, text=True, timeout=DEADLINE_S * 3, check=False
