@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from fastapi import Response
 from pydantic import BaseModel
 
 FILES: dict[str, Any] = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
@@ -138,6 +139,7 @@ def route(
     return {
         "status_code": status,
         "response_model": None,
+        "response_class": Response,  # of no type: what is answered is said below
         "responses": _OF_ANY | answers | {code: _response(errors) for code in codes},
         "openapi_extra": extra,
     }

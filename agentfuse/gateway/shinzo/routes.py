@@ -88,6 +88,7 @@ def _add_files(routes: APIRouter, api: Files) -> None:
         query={"encoding": "utf-8 or base64", "download": "true: the file itself"},
         schemas={"encoding": _ENCODING, "download": _FLAG},
     )
+    read["responses"][200] |= {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
     add("GET", at, "read_agent_file", api.read, **read)
     created = content | {"overwrite": _FLAG, "permissions": _PERMISSIONS}
     create = _described(
