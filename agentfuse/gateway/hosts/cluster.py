@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from agentfuse.admission import Gateway
 from agentfuse.gateway.edge import StatedError
 from agentfuse.gateway.executions.records import Records
+from agentfuse.gateway.hosts.clock import boot_time
 from agentfuse.gateway.hosts.forwarding import Forwarder
 from agentfuse.gateway.hosts.identity import Identity
 from agentfuse.gateway.hosts.lease import BEATS, LEASE_FILE, Lease, Tenure, Terms
@@ -26,6 +27,8 @@ from agentfuse.gateway.hosts.roster import Host, Roster
 from agentfuse.gateway.secret_files import secret_in
 from agentfuse.objectstore import open_store
 from agentfuse.objectstore.base import ObjectStore
+
+_MOST_PAUSE_S = 3600.0
 
 
 class Hosts:
@@ -43,6 +46,7 @@ class Hosts:
         self._records = Records(store)
         self._lease_file = directory / LEASE_FILE
         self._limiter = trio.CapacityLimiter(1)
+        self._settled: dict[str, tuple[str, float, float]] = {}
         self.executes = settings.executes
         self.proofs: Proofs | None = None
         self._lease: Lease | None = None
@@ -121,5 +125,12 @@ class Hosts:
             )
 
     async def _settle(self, host: Host) -> None:
+        """At once, then ever more seldom: it looks through all records, and late ones are few."""
+        incarnation, due, pause_s = self._settled.get(host.id, ("", 0.0, 0.0))
+        if incarnation != host.incarnation:
+            due, pause_s = 0.0, host.lease_s
+        if boot_time() < due:
+            return
         settled = partial(settle, self._records, self._roster, host)
         await trio.to_thread.run_sync(settled, limiter=self._limiter, abandon_on_cancel=True)
+        self._settled[host.id] = host.incarnation, boot_time() + pause_s, min(2 * pause_s, _MOST_PAUSE_S)

@@ -65,7 +65,7 @@ class Roster:
     def all(self) -> list[Host]:
         """The records of all hosts."""
         names = [found.key.removeprefix(_PREFIX).removesuffix(_SUFFIX) for found in self._store.list(_PREFIX)]
-        return [host for host in map(self.get, filter(_is_uuid, names)) if host is not None]
+        return [host for host in map(self.get, filter(is_uuid, names)) if host is not None]
 
     def remove(self, host: str) -> None:
         """A host that will not come back, or is in no cluster any more."""
@@ -85,7 +85,8 @@ def _decoded(key: str, data: bytes) -> Host | None:
     return host if _key(host.id) == key else None
 
 
-def _is_uuid(text: str) -> bool:
+def is_uuid(text: str) -> bool:
+    """Whether a text is a UUID, in the one form that keys have."""
     try:
         return str(uuid.UUID(text)) == text
     except ValueError:
