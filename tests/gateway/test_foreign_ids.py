@@ -22,12 +22,12 @@ EVERYTHING = {
     "isFrozen": True,
     "content": "x",
     "operation": "append",
-    "source": "/workspace/a.txt",
-    "destination": "/workspace/b.txt",
+    "source": "/shared/a.txt",
+    "destination": "/shared/b.txt",
     "query": "a",
-    "paths": ["/workspace/a.txt"],
-    "archivePath": "/workspace/a.tar",
-    "outputPath": "/workspace/b.tar",
+    "paths": ["/shared/a.txt"],
+    "archivePath": "/shared/a.tar",
+    "outputPath": "/shared/b.tar",
     "permissions": "600",
 }
 """A body that every route understands."""
@@ -80,7 +80,7 @@ def test_ids_of_another_organization_are_unknown_in_every_position(tmp_path: Pat
             if (execution, agent) == (ours, "ours") and file == files["ours"]:
                 continue
             ids = {"executionId": execution, "agentId": agent, "fileId": file, "workflowId": agent}
-            ids |= {"organizationId": organization, "path": "workspace/a.txt", "blob_id": "none"}
+            ids |= {"organizationId": organization, "path": "shared/a.txt", "blob_id": "none"}
             for method, path, more in requests_of(document, ids):
                 foreign = (theirs, "/theirs", files["theirs"], OTHER_ORGANIZATION)
                 if not any(each in path or each in str(more["params"]) for each in foreign):
@@ -97,7 +97,7 @@ def test_ids_of_another_organization_are_unknown_in_every_position(tmp_path: Pat
         link = other.get(f"/agents/v2/executions/{theirs}/files/{files['theirs']}/download")
         assert link.status_code == 303
         assert everything_of(other, theirs) == before
-        assert (home / "workspace/a.txt").read_text() == "theirs"
+        assert (home / "shared/a.txt").read_text() == "theirs"
 
 
 def begin(client: httpx.Client) -> str:
