@@ -207,11 +207,16 @@ async def test_a_fence_kills_them_and_none_begins_until_it_is_gone(host: Host) -
         await launchers.fence([first.id])
     assert (await launchers.ended(first.id)).code == -signal.SIGKILL
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(launchers.start, second, host.home)
+        nursery.start_soon(_begin, launchers, second, host.home)
         await trio.testing.wait_all_tasks_blocked()
         assert not (host.directory(second) / "begun").exists()
         launchers.unfence()
     await launchers.stop(second.id)
+
+
+async def _begin(launchers: Launchers, record: Execution, home: Path) -> None:
+    await launchers.may_begin()
+    await launchers.start(record, home)
 
 
 async def test_its_output_cannot_fill_the_disk(host: Host) -> None:

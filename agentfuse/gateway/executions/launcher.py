@@ -87,9 +87,12 @@ class Launchers:
         """Whether an execution has a launcher, or had one."""
         return (self._directory(execution) / "begun").exists()
 
+    async def may_begin(self) -> None:
+        """Wait until launchers may begin, see :meth:`fence`."""
+        await self._may_begin.wait()
+
     async def start(self, record: Execution, home: Path) -> None:
         """Start it, unless it has been. Raises ``EnvironmentProblem``."""
-        await self._may_begin.wait()
         directory = self._directory(record.id)
         if self.has_begun(record.id):
             return

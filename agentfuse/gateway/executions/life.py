@@ -155,6 +155,9 @@ class Life:
                 return
             if self.record.status is Status.STARTING:
                 if launchers.is_configured:
+                    await launchers.may_begin()  # it may have been failed by another host until then
+                    if self.record.ends_as is not None:
+                        return
                     await launchers.start(self.record, self._means.mounts.path(self.id))
                     passing("execution.launched")
                 await self.change(_running)
