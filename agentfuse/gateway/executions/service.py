@@ -19,7 +19,7 @@ import trio
 
 from agentfuse.admission import ApiKey, Quota
 from agentfuse.client import AsyncHome, Event
-from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UsageError
+from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, StoreError, UsageError
 from agentfuse.gateway.agents import Agent, Agents
 from agentfuse.gateway.executions.archive import MOST_EVENTS
 from agentfuse.gateway.executions.life import Life, Means, Phase
@@ -87,11 +87,17 @@ class Executions:
         """Purge, for ever and ever, what ended so long ago; as many gateways may do that as like."""
         while True:
             try:
-                for record in await self._in_thread(self._ended_before, time.time() - after_s):
-                    await self._purge(record.organization, record.id)
-                    _LOG.info("execution %s: purged", record.id)
-            except AgentfuseError as error:
+                old = await self._in_thread(self._ended_before, time.time() - after_s)
+            except StoreError as error:
                 _LOG.warning("old executions were not purged: %s", error)
+                old = []
+            for record in old:
+                try:
+                    await self._purge(record)
+                except AgentfuseError as error:
+                    _LOG.warning("execution %s was not purged: %s", record.id, error)
+                else:
+                    _LOG.info("execution %s: purged", record.id)
             await trio.sleep(_PURGE_S * random.uniform(0.5, 1.0))
 
     def _ended_before(self, limit: float) -> Sequence[Execution]:
@@ -223,22 +229,17 @@ class Executions:
 
         await self._change(organization, execution, deleted)
 
-    async def purge(self, organization: str, execution: str) -> None:
-        """Have its files gone, for good. Raises ``BusyError`` unless it is terminal.
+    async def _purge(self, record: Execution) -> None:
+        """Have the files of one that has ended gone, for good; their contents go with the next collection
+        (``agentfuse gc``), if nothing else needs them."""
 
-        Their contents go with the next collection (``agentfuse gc``), if nothing else needs them.
-        """
-        await self.get(organization, execution)
-        await self._purge(organization, execution)
-
-    async def _purge(self, organization: str, execution: str) -> None:
         def purged(record: Execution) -> Execution:
-            _require_ended(record)
             return msgspec.structs.replace(record, purged_at=record.purged_at or time.time())
 
-        record = await self._change(organization, execution, purged)
-        await self._in_thread(self._means.archive.purge, record)
+        # The record says so last: until then it is tried again.
         await self._in_thread(self._means.mounts.remove_home, record.id)
+        await self._in_thread(self._means.archive.purge, record)
+        await self._change(record.organization, record.id, purged)
 
     async def add_message(self, organization: str, execution: str, text: str, user: str) -> Execution:
         """Note what a user tells the agent. Raises ``BusyError`` when it has ended."""

@@ -1,0 +1,152 @@
+"""The lives of executions, where something goes wrong that real hosts seldom show."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from agentfuse.errors import StoreError
+from agentfuse.gateway.executions.journal import Journal, Note
+from agentfuse.gateway.executions.launcher import Launchers
+from agentfuse.gateway.executions.life import Life, Means
+from agentfuse.gateway.executions.record import Execution, Status
+from agentfuse.gateway.executions.records import Records
+from agentfuse.gateway.executions.service import Executions
+from agentfuse.objectstore.local import LocalStore
+
+ORGANIZATION = "3f0f9c1e-6f57-4a3e-8d5c-000000000001"
+
+
+class Mounted:
+    """Mounts of which each is there until it is ended."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    def path(self, _: str) -> Path:
+        return self._home
+
+    def is_served(self, _: str) -> bool:
+        return True
+
+    async def start(self, agent: str, execution: str) -> None:
+        pass
+
+    async def ended(self, _: str) -> None:
+        await trio.sleep_forever()
+
+    async def end(self, _: str) -> None:
+        pass
+
+    def remove(self, _: str) -> None:
+        pass
+
+    def remove_home(self, _: str) -> bool:
+        return True
+
+
+class Archived:
+    """An archive that fails so many times when it is to remove something."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.removed: list[str] = []
+        self._failures = failures
+
+    def keep(self, _: Execution) -> None:
+        pass
+
+    def purge(self, execution: Execution) -> None:
+        if self._failures:
+            self._failures -= 1
+            raise StoreError("cut off")
+        self.removed.append(execution.id)
+
+
+class Unhinted:
+    def remove(self, _: Execution) -> None:
+        pass
+
+
+def means_of(tmp_path: Path, *command: str, archive: Archived | None = None) -> Means:
+    """Real records, journal and launchers; nothing real of mounts."""
+    limiter, journal = trio.CapacityLimiter(4), Journal(tmp_path / "state")
+    made: dict[str, Any] = dict.fromkeys(each.name for each in fields(Means)) | {
+        "records": Records(LocalStore(tmp_path / "store")),
+        "hints": Unhinted(),
+        "mounts": Mounted(tmp_path),
+        "launchers": Launchers(
+            command, journal=journal, lease=tmp_path / "lease", grace_s=1.0, limiter=limiter
+        ),
+        "journal": journal,
+        "archive": archive or Archived(),
+        "limiter": limiter,
+    }
+    return Means(**made)
+
+
+def begun(means: Means, status: Status) -> Execution:
+    record = Execution(
+        id=str(uuid.uuid4()), organization=ORGANIZATION, agent="ada", tenant="acme", user="u", host="h",
+        created_at=0.0, status=Status.STARTING, is_attached=True,
+    ).with_status(status, at=1.0)  # fmt: skip
+    means.journal.write(Note(id=record.id, organization=ORGANIZATION, agent="ada"))
+    means.records.create(record)
+    return record
+
+
+async def test_no_launcher_begins_of_what_others_ended_while_it_was_fenced(tmp_path: Path) -> None:
+    mark = tmp_path / "begun"
+    means = means_of(tmp_path, sys.executable, "-c", f"open({str(mark)!r}, 'w')")
+    record = begun(means, Status.STARTING)
+    life = Life(record, means)
+    await means.launchers.fence([])
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(life.run)
+            await trio.testing.wait_all_tasks_blocked()
+            means.records.change(ORGANIZATION, record.id, lambda found: found.with_status(Status.FAILED))
+            await life.change(lambda found: found)
+            means.launchers.unfence()
+    assert life.record.status is Status.FAILED
+    assert not means.launchers.has_begun(record.id)
+    assert not mark.exists()
+
+
+async def test_what_could_not_be_purged_is_purged_the_next_time_and_holds_up_no_other(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    archive = Archived(failures=1)
+    means = means_of(tmp_path, archive=archive)
+    records = [begun(means, Status.COMPLETED) for _ in range(2)]
+    executions = Executions(
+        means,
+        {},  # type: ignore[arg-type]  # none lives
+        hosts=None,  # type: ignore[arg-type]
+        agents=None,  # type: ignore[arg-type]
+        trees=None,  # type: ignore[arg-type]
+        regions=(),
+        live_tree=None,  # type: ignore[arg-type]
+    )
+
+    def purged() -> set[str]:
+        found = means.records.list(ORGANIZATION)
+        return {each.id for each in found if each.purged_at is not None}
+
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.deadline = trio.current_time() + 24 * 3600
+        nursery.start_soon(executions.purge_old, 0.0)
+        while len(archive.removed) < 1 or purged() != set(archive.removed):
+            await trio.sleep(1)
+        assert len(archive.removed) == 1
+        while len(purged()) < 2:
+            await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert sorted(archive.removed) == sorted(each.id for each in records)
+    assert sum("was not purged: cut off" in message for message in caplog.messages) == 1
