@@ -30,6 +30,8 @@ from typing import TypedDict
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PIECE = 65536
+_PIECES = 16
+_LAST_PIECES = 1024  # more than a pipe holds
 _NOT_STARTED = 127
 _HEEDED = (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 _prctl = ctypes.CDLL(None).prctl
@@ -106,12 +108,12 @@ class Supervisor:
             for fd, _ in waiting.poll(min(due_s, 3600.0) * 1000 + 1):
                 if fd == wake:
                     self._heed(os.read(wake, 512))
-                elif not self._take_output(fd):
+                elif not self._take_output(fd, _PIECES):
                     waiting.unregister(fd)
             _reap(launcher.pid)
-        self._take_output(launcher.stdout.fileno())
         while _signal_all(signal.SIGKILL):
             _reap(launcher.pid)
+        self._take_output(launcher.stdout.fileno(), _LAST_PIECES)
         return {"code": launcher.returncode, "why": self._why}
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -159,17 +161,20 @@ class Supervisor:
         self._why = self._why or "the host lost its lease"
         _signal_all(signal.SIGKILL)
 
-    def _take_output(self, fd: int) -> bool:
-        """Log what there is; False when there will be no more."""
+    def _take_output(self, fd: int, pieces: int) -> bool:
+        """Log what there is, so many pieces at most, for some write faster than it is read; False when there
+        will be no more."""
         with contextlib.suppress(BlockingIOError):
-            while piece := os.read(fd, _PIECE):
+            for _ in range(pieces):
+                piece = os.read(fd, _PIECE)
+                if not piece:
+                    return False
                 with contextlib.suppress(OSError):  # a full disk does not end the launcher
                     self._log.write(piece)
                     if self._log.tell() > self._log_bytes // 2:
                         os.replace("output.log", "output.log.1")
                         self._log.close()
                         self._log = open("output.log", "ab", buffering=0)  # noqa: SIM115
-            return False
         return True
 
 
