@@ -262,6 +262,29 @@ async def test_who_cannot_renew_fences_itself_and_begins_another_epoch_later(
         nursery.cancel_scope.cancel()
 
 
+async def test_who_cannot_tell_launchers_of_a_renewal_has_none(tmp_path: Path, store: ObjectStore) -> None:
+    clock, cut = Clock(), Partitioned(store)
+    lease, _ = lease_of(tmp_path, cut, clock)
+    tenure = Tenure(clock)
+    await lease.acquire(tenure)
+    file = tmp_path / "gateway" / LEASE_FILE
+    file.unlink()
+    file.mkdir()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lease.keep, tenure)
+        clock.now += 0.19
+        tried = cut.tries
+        await until(lambda: cut.tries > tried + 2)
+        clock.now += 0.01
+        assert lease.problem()
+        await until(lambda: len(tenure.told) == 2)
+        file.rmdir()
+        await until(lambda: len(tenure.told) == 3)
+        assert float(file.read_text()) > clock.now
+        nursery.cancel_scope.cancel()
+    assert [what for what, _ in tenure.told] == ["adopt", "fence", "adopt"]
+
+
 async def test_who_is_waited_for_never_fences_itself(tmp_path: Path, store: ObjectStore) -> None:
     clock = Clock()
     lease, _ = lease_of(tmp_path, store, clock, on_host_lost="wait")

@@ -20,7 +20,7 @@ from typing import NoReturn, Protocol
 import trio
 
 from agentfuse.admission import OnHostLost
-from agentfuse.errors import StoreError
+from agentfuse.errors import EnvironmentProblem, StoreError
 from agentfuse.gateway.hosts.clock import boot_time
 from agentfuse.gateway.hosts.identity import Identity
 from agentfuse.gateway.hosts.roster import Host, Roster
@@ -102,7 +102,7 @@ class Lease:
                 with trio.fail_after(self._terms.lease_s):
                     await self._in_thread(self._begin_epoch)
                     await self._renew(tenure)
-            except (trio.TooSlowError, StoreError, _TakenError) as error:
+            except (trio.TooSlowError, StoreError, EnvironmentProblem, _TakenError) as error:
                 self._doubt(error)
                 await trio.sleep(self.beat_s)
             else:
@@ -150,7 +150,7 @@ class Lease:
             try:
                 with trio.fail_after(self.beat_s):  # one that succeeds later counts, too
                     await self._renew(tenure)
-            except (trio.TooSlowError, StoreError) as error:
+            except (trio.TooSlowError, StoreError, EnvironmentProblem) as error:
                 self._doubt(error)
             except _TakenError as error:
                 self._until, self._problem = -math.inf, str(error)
@@ -184,10 +184,13 @@ class Lease:
                 "a copy; remove gateway/host.id from the copy and start that one again"
             )
         self._roster.put(host)
-        self._until = max(self._until, until)
         temporary = self._file.with_suffix(f".{threading.get_native_id()}.tmp")
-        temporary.write_text(f"{self._until}\n")
-        temporary.rename(self._file)
+        try:
+            temporary.write_text(f"{max(self._until, until)}\n")
+            temporary.rename(self._file)
+        except OSError as error:  # launchers would end at the time that they know
+            raise EnvironmentProblem(f"{self._file}: {error.strerror}") from error
+        self._until = max(self._until, until)
 
     def _begin_epoch(self) -> None:
         there = self._roster.get(self._identity.id)
@@ -198,8 +201,8 @@ class Lease:
         await trio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True)
 
     def _doubt(self, error: Exception) -> None:
-        why = "it does not answer" if isinstance(error, trio.TooSlowError) else str(error)
-        self._problem = f"this host cannot reach the object store: {why}"
+        why = "the object store does not answer" if isinstance(error, trio.TooSlowError) else str(error)
+        self._problem = f"this host cannot renew its lease: {why}"
         _LOG.warning("the lease could not be renewed: %s", why)
 
 
