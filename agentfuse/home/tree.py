@@ -180,7 +180,9 @@ def write_durably(path: Path, data: bytes) -> None:
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, data)
+            left = memoryview(data)
+            while left:  # of a disk that is nearly full it may take a part, and says so only the next time
+                left = left[os.write(fd, left) :]
             os.fsync(fd)
         finally:
             os.close(fd)

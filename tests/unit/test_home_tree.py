@@ -139,6 +139,15 @@ def test_writers_of_one_file_do_not_get_in_each_others_way(tmp_path: Path) -> No
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
 
 
+def test_a_file_is_whole_although_the_disk_takes_it_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(data[:2])))
+    write_durably(tmp_path / "file", b"whole")
+    assert (tmp_path / "file").read_bytes() == b"whole"
+
+
 def test_a_home_can_be_made_while_others_remove_it(tmp_path: Path) -> None:
     """As an execution that is started again at the moment in which its ended home expires."""
     home = Home(tmp_path, "e1")
