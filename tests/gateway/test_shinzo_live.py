@@ -119,6 +119,13 @@ def test_what_the_agent_appends_meanwhile_is_not_lost(live: Agent, home: Path, g
     )
 
 
+def test_a_file_from_the_future_can_be_patched(live: Agent, home: Path) -> None:
+    live.create("workspace/tomorrow", "1")
+    os.utime(home / "workspace/tomorrow", (time.time() + 86400,) * 2)
+    assert live.patch("workspace/tomorrow", "append", "2").status_code == 200
+    assert (home / "workspace/tomorrow").read_text() == "12"
+
+
 def test_quota_is_the_regions_own(live: Agent, home: Path) -> None:
     with (home / "shared/big").open("wb") as file:
         file.truncate(50 * 1024 * 1024 - 10)

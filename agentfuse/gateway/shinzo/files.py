@@ -113,7 +113,7 @@ class Files:
                 opened = await place.tree.open(place.path)
                 there = opened.node
                 try:
-                    if is_live and time.time_ns() - there.mtime_ns < _AGAIN_S * 1e9:
+                    if is_live and abs(time.time_ns() - there.mtime_ns) < _AGAIN_S * 1e9:
                         await trio.sleep(_AGAIN_S)
                         continue
                     body = await self._applied(opened, change, spool)
