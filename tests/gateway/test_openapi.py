@@ -74,7 +74,7 @@ def _schemathesis(
     *arguments: str,
     parameters: str = "",
     phases: str = "coverage,fuzzing",
-    examples: int = 20,
+    examples: int = 5,
 ) -> None:
     config = base / "schemathesis.toml"
     config.write_text(parameters + CONFIG)
