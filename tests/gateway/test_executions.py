@@ -137,6 +137,13 @@ def _kill_daemon(host: Host, execution: str) -> None:
     until(lambda: host.daemon(execution) != pid)
 
 
+def test_an_id_in_capitals_names_the_same_execution(host: Host) -> None:
+    execution = host.run()
+    assert host.ask(execution.upper(), "cancelled").status_code == 200
+    host.until(execution, "cancelled")
+    assert not host.home(execution).exists()
+
+
 def test_an_operators_unmount_ends_it_as_completed(host: Host) -> None:
     execution = host.run()
     (host.home(execution) / "downloads/x").write_bytes(b"x")

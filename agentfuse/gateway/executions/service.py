@@ -176,9 +176,9 @@ class Executions:
         A terminal status is there once everything is in the store: until then ``ends_as`` says it. Raises
         ``BusyError`` for what makes no sense any more.
         """
-        await self.get(organization, execution)
+        found = await self.get(organization, execution)
         change = partial(_changed, status=status, reason=reason, result=result)
-        record = await self._change(organization, execution, change)
+        record = await self._change(organization, found.id, change)
         life = self.lives.get(record.id)
         if life is not None:
             await life.obey()
@@ -221,13 +221,13 @@ class Executions:
 
     async def delete(self, organization: str, execution: str) -> None:
         """Have nobody see it any more. Raises ``BusyError`` unless it is terminal."""
-        await self.get(organization, execution)
+        found = await self.get(organization, execution)
 
         def deleted(record: Execution) -> Execution:
             _require_ended(record)
             return msgspec.structs.replace(record, deleted_at=record.deleted_at or time.time())
 
-        await self._change(organization, execution, deleted)
+        await self._change(organization, found.id, deleted)
 
     async def _purge(self, record: Execution) -> None:
         """Have the files of one that has ended gone, for good; their contents go with the next collection
@@ -243,7 +243,7 @@ class Executions:
 
     async def add_message(self, organization: str, execution: str, text: str, user: str) -> Execution:
         """Note what a user tells the agent. Raises ``BusyError`` when it has ended."""
-        await self.get(organization, execution)
+        found = await self.get(organization, execution)
         message = Message(id=str(uuid.uuid4()), at=time.time(), text=text, user=user)
 
         def told(record: Execution) -> Execution:
@@ -253,7 +253,7 @@ class Executions:
                 raise UsageError(f"an execution takes {_MAX_MESSAGES} messages at most")
             return msgspec.structs.replace(record, messages=[*record.messages, message])
 
-        return await self._change(organization, execution, told)
+        return await self._change(organization, found.id, told)
 
     async def events(self, execution: Execution) -> Sequence[Event]:
         """What happened to its files so far, the newest of it."""
@@ -371,6 +371,7 @@ class Executions:
     async def _change(
         self, organization: str, execution: str, change: Callable[[Execution], Execution]
     ) -> Execution:
+        """Change a record by its own id: clients may spell one in other ways (``uuid.UUID``)."""
         life = self.lives.get(execution)
         if life is not None:
             return await life.change(change)
