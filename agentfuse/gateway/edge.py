@@ -265,8 +265,10 @@ def problem_of(error: Exception) -> Problem | None:
         elif isinstance(error, StoreError):
             _LOG.warning("%s", error)
             status, message = 502, "the object store failed or cannot be reached"
-        elif isinstance(error, EnvironmentProblem) and status == 503:
+        elif isinstance(error, EnvironmentProblem):
             _LOG.warning("%s", error)
+            if status != 503:
+                status, message = 503, "the gateway's host cannot do this now"
         elif status == 500:
             return None
         return Problem(status, message, type(error))

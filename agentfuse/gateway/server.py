@@ -26,6 +26,7 @@ from agentfuse.gateway import blobs
 from agentfuse.gateway.app import Parts, build
 from agentfuse.gateway.executions.life import PHASES
 from agentfuse.gateway.executions.making import make_executions
+from agentfuse.gateway.executions.records import Records
 from agentfuse.gateway.hosts.cluster import Hosts
 from agentfuse.gateway.hosts.identity import claimed
 from agentfuse.gateway.limits import Limits
@@ -123,7 +124,7 @@ async def _run(
         nursery.start_soon(executions.lives.tidy)
         if config.gateway.purge_after_s is not None:
             nursery.start_soon(executions.purge_old, config.gateway.purge_after_s)
-        nursery.start_soon(_sweep, Staging(store), limits, metrics)
+        nursery.start_soon(_sweep, Staging(store), Records(store), limits, metrics)
         host, port = listening.getsockname()[:2]
         http.bind = [f"fd://{listening.detach()}"]  # it is closed with the server
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -191,12 +192,12 @@ async def _cut_off(grace_s: float) -> None:
     os._exit(AgentfuseError.exit_code)
 
 
-async def _sweep(staging: Staging, limits: Limits, metrics: Metrics) -> None:
+async def _sweep(staging: Staging, records: Records, limits: Limits, metrics: Metrics) -> None:
     """Remove what has expired, now and then; gateways that began together do it apart."""
     while True:
         await trio.sleep(_SWEEP_S * random.uniform(0.5, 1.0))
         try:
-            swept = await trio.to_thread.run_sync(staging.sweep, limiter=limits.uploads)
+            swept = await trio.to_thread.run_sync(staging.sweep, records.wants_files, limiter=limits.uploads)
         except StoreError as error:
             _LOG.warning("staged files were not swept: %s", error)
         else:

@@ -2,9 +2,10 @@
 
 In the store each is a content, ``temp-files/<org>/<id>``, and a record, ``….json``; the record comes last, so
 who finds it finds the content. An execution *claims* a file (``….claim``, by put-if-absent) before it takes
-it, so that of two that want it one fails. The sweeper goes by the ages of these objects alone: a file all of
-whose objects are old enough is removed, whatever became of it. That can be done twice, at the same time, and
-by any number of gateways; a claim makes the file young again, so nobody loses what he is just copying.
+it, so that of two that want it one fails. The sweeper goes by the ages of these objects: a file all of whose
+objects are old enough is removed, unless an execution that has claimed it is still to get it, which may be
+queued for long, or wait for its host. That can be done twice, at the same time, and by any number of
+gateways; a claim makes the file young again, so it has its execution's record before it is old.
 """
 
 from __future__ import annotations
@@ -111,13 +112,21 @@ class Staging:
         for suffix in (".json", "", ".claim"):
             self._store.delete(self._key(staged.organization, staged.id, suffix))
 
-    def sweep(self) -> int:
-        """Remove what has expired, and what broken-off requests left; how many files that were."""
+    def sweep(self, is_wanted_by: Callable[[str, str], bool]) -> int:
+        """Remove what has expired, and what broken-off requests left; how many files that were.
+
+        ``is_wanted_by``: whether an organization's execution is still to get what it claimed.
+        """
         limit = self._now() - SWEPT_S
         swept = 0
         for _, group in groupby(self._store.list(_PREFIX), lambda found: _file_of(found.key)):
             objects = list(group)
             if all(found.modified_at < limit for found in objects):
+                claim = next((found.key for found in objects if found.key.endswith(".claim")), None)
+                if claim is not None:
+                    holder = self._holder_in(claim)
+                    if holder is not None and is_wanted_by(claim.split("/")[1], holder):
+                        continue
                 for found in sorted(objects, key=lambda found: not found.key.endswith(".json")):
                     self._store.delete(found.key)
                 swept += 1
@@ -125,11 +134,15 @@ class Staging:
 
     def _holder(self, staged: Staged) -> str | None:
         """The execution that a file is claimed for."""
+        return self._holder_in(self._key(staged.organization, staged.id, ".claim"))
+
+    def _holder_in(self, claim: str) -> str | None:
         try:
-            claim = json.loads(self._store.get(self._key(staged.organization, staged.id, ".claim")))
+            return str(json.loads(self._store.get(claim))["execution"])
         except ObjectNotFoundError:
             return None
-        return str(claim["execution"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise IntegrityError(f"{claim}: the claim of a staged file is damaged: {error}") from error
 
     def _read(self, organization: str, file_id: str, *, even_expired: bool = False) -> Staged:
         try:

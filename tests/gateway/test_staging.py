@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from asteroid_odyssey.exceptions import ApiException
 from gateways import ACME, ORGANIZATION, OTHER_ORGANIZATION, READER, Gateway
 
 from agentfuse.errors import NotFoundError
+from agentfuse.gateway.executions.record import Execution, Status
+from agentfuse.gateway.executions.records import Records
 from agentfuse.gateway.staging import EXPIRES_S, SWEPT_S, Staging
 from agentfuse.objectstore.local import LocalStore
 
@@ -196,6 +199,10 @@ def test_a_file_expires_after_an_hour_to_the_second(store: LocalStore) -> None:
             attempt(ORGANIZATION, file_id)
 
 
+def nobody(_organization: str, _execution: str) -> bool:
+    return False
+
+
 def test_the_sweeper_removes_what_is_old_and_spares_what_is_claimed(store: LocalStore) -> None:
     clock = Clock(10_000.0)
     root = Path(store.url.removeprefix("file://")) / "temp-files" / ORGANIZATION
@@ -213,12 +220,41 @@ def test_the_sweeper_removes_what_is_old_and_spares_what_is_claimed(store: Local
     for path in root.iterdir():
         if path.name.startswith(young) or path.suffix == ".claim":
             age(path, clock.now)
-    assert staging.sweep() == 0  # to the second
+    assert staging.sweep(nobody) == 0  # to the second
     clock.now += 1
-    assert staging.sweep() == 2
+    assert staging.sweep(nobody) == 2
     assert {path.name.partition(".")[0] for path in root.iterdir()} == {claimed, young}
     assert not any(path.name.startswith(old) for path in root.iterdir())
-    assert Staging(store, clock).sweep() == 0
+    assert Staging(store, clock).sweep(nobody) == 0
     clock.now += SWEPT_S
-    assert staging.sweep() == 2
+    assert staging.sweep(nobody) == 2
+    assert list(store.list("temp-files/")) == []
+
+
+def test_the_sweeper_spares_what_an_execution_is_still_to_get(store: LocalStore) -> None:
+    clock = Clock(time.time())
+    records, staging = Records(store), Staging(store, clock)
+    queued, attached, ended, never = (staged_at(store, clock) for _ in range(4))
+    of = {each: str(uuid.uuid4()) for each in (queued, attached, ended, never)}
+    for file_id, execution in of.items():
+        staging.claim(ORGANIZATION, file_id, execution)
+    for file_id, status in ((queued, Status.QUEUED), (attached, Status.RUNNING), (ended, Status.CANCELLED)):
+        records.create(
+            Execution(
+                id=of[file_id],
+                organization=ORGANIZATION,
+                agent="ada",
+                tenant="acme",
+                user="key",
+                host="host",
+                created_at=clock.now,
+                status=status,
+                is_attached=file_id == attached,
+            )
+        )
+    clock.now += SWEPT_S + 60
+    assert staging.sweep(records.wants_files) == 3
+    assert staging.claimed(ORGANIZATION, queued, of[queued]).size == 1
+    records.change(ORGANIZATION, of[queued], lambda record: record.with_status(Status.CANCELLED))
+    assert staging.sweep(records.wants_files) == 1
     assert list(store.list("temp-files/")) == []

@@ -110,6 +110,12 @@ async def test_who_may_ask_again_is_told_so(caplog: pytest.LogCaptureFixture) ->
     assert "/var/lib/x is full" in caplog.text
 
 
+async def test_what_ails_the_host_is_for_the_log_only(caplog: pytest.LogCaptureFixture) -> None:
+    answer = await asked(TENANT, EnvironmentProblem("cannot write /var/lib/x", hint="free some space"))
+    assert (answer.status_code, answer.json()) == (503, {"error": "the gateway's host cannot do this now"})
+    assert "cannot write /var/lib/x" in caplog.text
+
+
 async def test_an_answer_that_breaks_off_is_not_completed(caplog: pytest.LogCaptureFixture) -> None:
     async def app(_: Scope, __: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})

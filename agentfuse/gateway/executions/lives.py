@@ -76,9 +76,9 @@ class Lives:
         """Note it, claim what it begins with, and make its record; or leave nothing of it."""
         means, ids = self._means, [each.id for each in record.staged]
         note = Note(id=record.id, organization=record.organization, agent=record.agent, staged=ids)
-        await self._in_thread(means.journal.write, note)
-        passing("execution.noted")
         try:
+            await self._in_thread(means.journal.write, note)
+            passing("execution.noted")
             await means.attachments.claim(record.organization, record.id, record.staged)
             passing("execution.claimed")
             await self._in_thread(means.hints.put, record)

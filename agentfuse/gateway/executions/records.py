@@ -76,6 +76,14 @@ class Records:
             hint="ask again a little later",
         )
 
+    def wants_files(self, organization: str, execution: str) -> bool:
+        """Whether an execution is still to get the staged files that it claimed."""
+        try:
+            record = self.read(organization, execution)
+        except NotFoundError:
+            return False
+        return not record.is_attached and not record.status.is_terminal
+
     def list(self, organization: str) -> Iterator[Execution]:
         """All records of an organization, in order of their ids. Only those that are not known are read."""
         found = self._store.list(f"{_PREFIX}{_checked(organization)}/")
