@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ from agentfuse.gateway.hosts.headers import check_framing, end_to_end, without_o
 from agentfuse.gateway.hosts.identity import Identity
 from agentfuse.gateway.hosts.lease import LEASE_FILE, Lease, Terms
 from agentfuse.gateway.hosts.lost import FORGET_S, settle
-from agentfuse.gateway.hosts.peers import Peers
+from agentfuse.gateway.hosts.peers import Peers, watch
 from agentfuse.gateway.hosts.proof import REQUEST_HEADER, WINDOW_S, Proofs
 from agentfuse.gateway.hosts.roster import Host, Roster
 from agentfuse.objectstore import ObjectStore, open_store
@@ -98,6 +99,57 @@ async def test_a_host_does_not_judge_itself_and_the_least_busy_one_is_chosen() -
     chosen = Peers(HERE, gap_s=100)
     chosen.saw([idle, busy, other], asked_at=0, now=0)
     assert chosen.least_busy() == busy
+
+
+class Looked:
+    """A roster of two hosts: one is silent, the other beats until a time. Each look takes five seconds."""
+
+    def __init__(self, peers: Peers, beats_until: float) -> None:
+        self.now = 0.0
+        self._peers = peers
+        self._beats_until = beats_until
+
+    def clock(self) -> float:
+        return self.now
+
+    def all(self) -> list[Host]:
+        self.now += 5.0
+        self._peers.doubt()  # the next look is soon
+        return [host(), host(THIRD, beat=int(min(self.now, self._beats_until)))]
+
+
+async def test_others_are_watched_while_what_a_lost_one_had_is_settled() -> None:
+    peers, settled = Peers(HERE, gap_s=15), trio.Event()
+    looked = Looked(peers, beats_until=100.0)
+
+    async def on_lost(lost: Host) -> None:
+        if lost.id == THERE:
+            await trio.sleep_forever()
+        settled.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(watch, peers, looked, on_lost, every_s=0.05, now=looked.clock))
+        with trio.fail_after(DEADLINE_S):
+            await settled.wait()
+        nursery.cancel_scope.cancel()
+    assert peers.find(THIRD) is None
+
+
+async def test_what_a_lost_one_had_is_settled_ever_more_seldom() -> None:
+    peers = Peers(HERE, gap_s=15)
+    looked, settled = Looked(peers, beats_until=1e9), []
+
+    async def on_lost(lost: Host) -> None:
+        settled.append(lost.id)
+        if len(settled) == 1:
+            raise StoreError("cut off")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(watch, peers, looked, on_lost, every_s=0.05, now=looked.clock))
+        await until(lambda: looked.now > 600.0)
+        nursery.cancel_scope.cancel()
+    assert set(settled) == {THERE}
+    assert 5 <= len(settled) <= 15
 
 
 # -- what becomes of its executions

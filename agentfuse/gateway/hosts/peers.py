@@ -7,6 +7,7 @@ observed: silence is counted anew from then on.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ from agentfuse.gateway.hosts.clock import boot_time
 from agentfuse.gateway.hosts.roster import Host, Roster
 
 _LOG = logging.getLogger(__name__)
+
+_SELDOM_S = 3600.0
 
 OnLost = Callable[[Host], Awaitable[None]]
 
@@ -89,18 +92,46 @@ class Peers:
 async def watch(
     peers: Peers, roster: Roster, on_lost: OnLost, *, every_s: float, now: Callable[[], float] = boot_time
 ) -> None:
-    """Look at the others' records now and then, for ever; ``on_lost`` is called with each dead one each
-    time."""
+    """Look at the others' records now and then, for ever. ``on_lost`` is called with each dead one at once,
+    and then again, ever more seldom: it looks through everything, and what a host began in the moment of its
+    death turns up soon. Nobody waits for it: who does not look judges nobody."""
     limiter = trio.CapacityLimiter(1)
-    while True:
-        asked_at, peers.doubted = now(), trio.Event()
-        try:
-            with trio.fail_after(every_s * 4):
-                hosts = await trio.to_thread.run_sync(roster.all, limiter=limiter, abandon_on_cancel=True)
-            for host in peers.saw(hosts, asked_at=asked_at, now=now()):
-                await on_lost(host)
-        except (trio.TooSlowError, StoreError) as error:
-            _LOG.warning("the other hosts cannot be seen: %s", error or "the store does not answer")
-        await trio.sleep(every_s / 10)
-        with trio.move_on_after(every_s * 9 / 10):
-            await peers.doubted.wait()
+    cares: dict[str, _Care] = {}
+    async with trio.open_nursery() as nursery:
+        while True:
+            asked_at, peers.doubted = now(), trio.Event()
+            try:
+                with trio.fail_after(every_s * 4):
+                    hosts = await trio.to_thread.run_sync(roster.all, limiter=limiter, abandon_on_cancel=True)
+            except (trio.TooSlowError, StoreError) as error:
+                _LOG.warning("the other hosts cannot be seen: %s", error or "the store does not answer")
+            else:
+                dead = peers.saw(hosts, asked_at=asked_at, now=now())
+                cares = {host.id: cares.get(host.id) or _Care(now()) for host in dead}
+                for host in dead:
+                    care = cares[host.id]
+                    if care.due <= now():
+                        care.due = math.inf  # until it is done
+                        nursery.start_soon(_care_for, host, care, on_lost, every_s, now)
+            await trio.sleep(every_s / 10)
+            with trio.move_on_after(every_s * 9 / 10):
+                await peers.doubted.wait()
+
+
+class _Care:
+    """For a host that is dead ``since`` a time; ``due``: when it is looked after next."""
+
+    def __init__(self, since: float) -> None:
+        self.since = self.due = since
+
+
+async def _care_for(
+    host: Host, care: _Care, on_lost: OnLost, every_s: float, now: Callable[[], float]
+) -> None:
+    wait_s = every_s
+    try:
+        await on_lost(host)
+        wait_s = min(max(every_s, now() - care.since), _SELDOM_S)
+    except StoreError as error:
+        _LOG.warning("what host %s had is not settled yet: %s", host.id, error)
+    care.due = now() + wait_s
