@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import uuid
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from agentfuse.gateway.executions.life import Life, Means
 from agentfuse.gateway.executions.record import Execution, Status
 from agentfuse.gateway.executions.records import Records
 from agentfuse.gateway.executions.service import Executions
+from agentfuse.gateway.executions.whereabouts import Hints
 from agentfuse.objectstore.local import LocalStore
 
 ORGANIZATION = "3f0f9c1e-6f57-4a3e-8d5c-000000000001"
@@ -101,6 +103,26 @@ def begun(means: Means, status: Status) -> Execution:
     return record
 
 
+class NoLives(dict[str, Life]):
+    """None is lived on this host."""
+
+    def records(self) -> list[Execution]:
+        return []
+
+
+def executions_of(means: Means) -> Executions:
+    """Those of a host in a cluster that has none."""
+    return Executions(
+        means,
+        NoLives(),  # type: ignore[arg-type]
+        hosts=SimpleNamespace(proofs=object()),  # type: ignore[arg-type]
+        agents=None,  # type: ignore[arg-type]
+        trees=None,  # type: ignore[arg-type]
+        regions=(),
+        live_tree=None,  # type: ignore[arg-type]
+    )
+
+
 async def test_no_launcher_begins_of_what_others_ended_while_it_was_fenced(tmp_path: Path) -> None:
     mark = tmp_path / "begun"
     means = means_of(tmp_path, sys.executable, "-c", f"open({str(mark)!r}, 'w')")
@@ -119,21 +141,26 @@ async def test_no_launcher_begins_of_what_others_ended_while_it_was_fenced(tmp_p
     assert not mark.exists()
 
 
+async def test_the_hint_of_an_execution_that_ended_without_its_host_is_not_looked_at_for_ever(
+    tmp_path: Path,
+) -> None:
+    hints = Hints(LocalStore(tmp_path / "store"))
+    means = replace(means_of(tmp_path), hints=hints)
+    lost, runs = begun(means, Status.FAILED), begun(means, Status.RUNNING)
+    for each in (lost, runs):
+        hints.put(each)
+    executions = executions_of(means)
+    assert await executions.home_of(ORGANIZATION, "ada") == runs
+    assert hints.of("ada") == [runs.id]
+
+
 async def test_what_could_not_be_purged_is_purged_the_next_time_and_holds_up_no_other(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     archive = Archived(failures=1)
     means = means_of(tmp_path, archive=archive)
     records = [begun(means, Status.COMPLETED) for _ in range(2)]
-    executions = Executions(
-        means,
-        {},  # type: ignore[arg-type]  # none lives
-        hosts=None,  # type: ignore[arg-type]
-        agents=None,  # type: ignore[arg-type]
-        trees=None,  # type: ignore[arg-type]
-        regions=(),
-        live_tree=None,  # type: ignore[arg-type]
-    )
+    executions = executions_of(means)
 
     def purged() -> set[str]:
         found = means.records.list(ORGANIZATION)

@@ -319,7 +319,11 @@ class Executions:
             for execution in await self._in_thread(self._means.hints.of, agent):
                 with suppress(NotFoundError):
                     record = await self._in_thread(self._means.records.read, organization, execution)
-                    mine += [] if record.status.is_terminal else [record]
+                    if not record.status.is_terminal:
+                        mine.append(record)
+                    else:  # as its host, which is lost, did not say
+                        with suppress(StoreError):
+                            await self._in_thread(self._means.hints.remove, record)
         return max(mine, key=lambda each: each.created_at, default=None)
 
     async def agents(self, organization: str, ids: Collection[str]) -> Mapping[str, Agent]:
