@@ -128,6 +128,15 @@ class Draft:
                 self._change(each, None)
         self._change(path, None)
 
+    def delete_unchanged(self, path: bytes, known: Mapping[bytes, str]) -> None:
+        """Remove a path with all that is in it, if that is what is ``known``: paths with their hashes."""
+        there = {
+            each: self.entries[each].sha256 for each in (path, *self._below(path)) if each in self.entries
+        }
+        if there != known:
+            raise ChangedError(f"{printable(path)!r} is not what it was when it was read")
+        self.delete(path, recursive=True)
+
     def move(self, source: bytes, target: bytes, *, overwrite: bool) -> None:
         """See ``FileTree.move``."""
         found = self._transferable(source, target)

@@ -161,6 +161,12 @@ class StoredTree:
     async def delete(self, path: bytes, *, creator: Creator, recursive: bool = False) -> None:
         await self._change(creator, lambda draft: draft.delete(path, recursive=recursive))
 
+    async def delete_unchanged(self, nodes: Sequence[Node], *, creator: Creator) -> None:
+        """Remove the first of some nodes, which holds the others, if it holds them still and nothing else.
+        Raises ``ChangedError``."""
+        known = {node.path: node.etag for node in nodes}
+        await self._change(creator, lambda draft: draft.delete_unchanged(nodes[0].path, known))
+
     async def move(self, source: bytes, target: bytes, *, creator: Creator, overwrite: bool = False) -> None:
         await self._change(creator, lambda draft: draft.move(source, target, overwrite=overwrite))
 

@@ -20,6 +20,7 @@ from stores import CountingStore, FaultyStore, local_store
 from agentfuse.admission import Quota
 from agentfuse.errors import (
     AgentfuseError,
+    ChangedError,
     ExistsError,
     FrozenError,
     NotEmptyError,
@@ -231,6 +232,25 @@ async def test_what_is_frozen_stays_until_it_is_thawed(tmp_path: Path) -> None:
             await tree.set_frozen(b"d", True, creator=USER)
         assert not (await tree.set_frozen(b"d/a", False, creator=USER)).is_frozen
         await tree.delete(b"d", creator=USER, recursive=True)
+
+
+async def test_what_was_changed_since_it_was_read_is_not_removed(tmp_path: Path) -> None:
+    async with tree_on(local_store(tmp_path)) as tree:
+        await tree.put([new(b"d/a"), new(b"d/b"), new(b"e")], creator=USER)
+        read = [await tree.stat(b"d"), *await tree.list(b"d", recursive=True)]
+        for change in (new(b"d/c"), new(b"d/a", b"2")):
+            await tree.put([change], creator=USER)
+            with pytest.raises(ChangedError):
+                await tree.delete_unchanged(read, creator=USER)
+            assert await content(tree, change.path) == change.body.content  # type: ignore[attr-defined]
+            await tree.delete(b"d/c", creator=USER) if change.path == b"d/c" else None
+        await tree.delete(b"d/a", creator=USER)
+        with pytest.raises(ChangedError):
+            await tree.delete_unchanged(read, creator=USER)
+        await tree.delete_unchanged([await tree.stat(b"d"), await tree.stat(b"d/b")], creator=USER)
+        assert await paths(tree) == [b"e"]
+        with pytest.raises(ChangedError):
+            await tree.delete_unchanged(read, creator=USER)
 
 
 async def test_a_small_upload_costs_one_pack_one_snapshot_and_one_look(tmp_path: Path) -> None:

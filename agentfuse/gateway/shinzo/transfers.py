@@ -12,7 +12,16 @@ from starlette.responses import Response
 
 from agentfuse.client import AsyncHome
 from agentfuse.control.registry import NoDaemonError
-from agentfuse.errors import AgentfuseError, ExistsError, NotFoundError, UnflushedError, UsageError
+from agentfuse.errors import (
+    AgentfuseError,
+    BusyError,
+    ChangedError,
+    ExistsError,
+    FrozenError,
+    NotFoundError,
+    UnflushedError,
+    UsageError,
+)
 from agentfuse.gateway.bodies import JsonAnswer, read_json
 from agentfuse.gateway.edge import problem_of
 from agentfuse.gateway.filetree import NewFile, Node
@@ -20,6 +29,7 @@ from agentfuse.gateway.shinzo.desk import Desk, flag
 from agentfuse.gateway.shinzo.filesystem import USER, Filesystem, Place
 from agentfuse.gateway.shinzo.paths import absolute, path_in
 from agentfuse.gateway.spool import Spool
+from agentfuse.gateway.storedtree import StoredTree
 from agentfuse.snapshots.entries import printable
 
 _MAX_OPERATIONS = 1000
@@ -86,7 +96,8 @@ class Transfers:
             await self._across(top, old, new, overwrite=overwrite, keeps=verb == "copy")
 
     async def _across(self, top: Node, old: Place, new: Place, *, overwrite: bool, keeps: bool) -> None:
-        """To another region in the store: everything is there before anything is removed."""
+        """To another region in the store: everything is there before anything is removed, and what somebody
+        changed meanwhile is not."""
         nodes = [top, *(await old.tree.list(old.path, recursive=True) if top.is_dir else [])]
         others = [node for node in nodes if node.type not in ("file", "dir")]
         if others:
@@ -94,6 +105,8 @@ class Transfers:
                 f"{printable(others[0].path)!r} is a {others[0].type}, which cannot leave its region",
                 hint="copy what it leads to",
             )
+        if not keeps and any(node.is_frozen for node in nodes):
+            raise FrozenError(f"{printable(old.whole(top).path)!r} is frozen, or holds what is")
         with Spool(self._desk.spool) as spool:
             files = [await self._fetched(node, old, new, spool) for node in nodes if node.type == "file"]
             directories = [_moved(node, old, new) for node in nodes if node.is_dir]
@@ -108,7 +121,11 @@ class Transfers:
                 target = _moved(node, old, new)
                 await new.tree.annotate(target, creator=USER, mode=node.mode, labels=node.labels)
         if not keeps:
-            await old.tree.delete(old.path, creator=USER, recursive=True)
+            assert isinstance(old.tree, StoredTree)  # none is live here
+            try:
+                await old.tree.delete_unchanged(nodes, creator=USER)
+            except ChangedError as error:
+                raise BusyError(f"{error.message}: it was copied, and both are there") from error
 
     async def _fetched(self, node: Node, old: Place, new: Place, spool: Spool) -> NewFile:
         limiter = self._desk.limits.spool
