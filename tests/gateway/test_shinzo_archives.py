@@ -20,6 +20,7 @@ from agents_files import Agent, is_refused
 from gateways import Gateway
 
 from agentfuse.errors import QuotaExceededError
+from agentfuse.gateway.shinzo import unpacking
 from agentfuse.gateway.shinzo.unpacking import unpack
 from agentfuse.gateway.spool import Spool
 
@@ -283,3 +284,16 @@ def test_an_archive_of_too_many_files_or_bytes_is_given_up(tmp_path: Path) -> No
                 else:
                     with pytest.raises(QuotaExceededError):
                         unpack(archive, spool, max_bytes=max_bytes, max_files=max_files)
+
+
+def test_names_take_no_more_memory_than_they_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "_MAX_DIRECTORY_BYTES", 1000)
+    for length, fits in ((100, True), (101, False)):
+        with Spool(tmp_path) as spool:
+            archive = spool.begin()
+            archive.write(tar_of(*((f"{number}".ljust(length, "n"), b"") for number in range(10))))
+            if fits:
+                assert len(unpack(archive, spool, max_bytes=0, max_files=100).files) == 10
+            else:
+                with pytest.raises(QuotaExceededError, match="names"):
+                    unpack(archive, spool, max_bytes=0, max_files=100)

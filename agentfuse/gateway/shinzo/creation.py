@@ -110,7 +110,7 @@ def _initial_files(body: dict[str, Any], spool: Spool) -> list[tuple[bytes, Spoo
 
 
 async def _require_room(place: Place, files: Sequence[NewFile]) -> None:
-    """Refuse before the agent exists what can never fit."""
-    usage = await place.tree.usage()
-    if sum(file.body.size for file in files) > usage.bytes_quota - usage.bytes:
+    """Refuse before the agent exists what can never fit; how full somebody else's of that name is, is not
+    told."""
+    if sum(file.body.size for file in files) > (await place.tree.usage()).bytes_quota:
         raise QuotaExceededError(f"initial_files are larger than {place.region} may be")

@@ -55,12 +55,13 @@ async def content_answer(
             body = await _document(opened, path, encoding, document, limiter)
         finally:
             await opened.aclose()
+        rest = _pieces(body, limiter)
+        first = await anext(rest)
     except BaseException:
         document.close()
         raise
-    rest = _pieces(body, limiter)
     headers = {"Content-Length": str(body.size), "Content-Type": "application/json"}
-    return Streamed(200, headers, _Closing(document), await anext(rest), rest)
+    return Streamed(200, headers, _Closing(document), first, rest)
 
 
 async def type_at(opened: OpenedFile) -> str:

@@ -29,7 +29,8 @@ from agentfuse.regions import MiB
 from agentfuse.snapshots.entries import parent_of, printable
 
 MAX_ENTRIES = 100_000
-_MAX_DIRECTORY_BYTES = 16 * MiB  # of a zip file: it is read as a whole
+_MAX_DIRECTORY_BYTES = 16 * MiB
+"""So long may all names together be, which are held in memory; and the directory of a zip file."""
 _MAX_HEADER_BYTES = MiB  # so is each header of a tar file
 _OVERHEAD_BYTES = 64 * MiB
 _PIECE = 1024 * 1024
@@ -101,6 +102,7 @@ class _Reader:
         self._spool = spool
         self._max_bytes = max_bytes
         self._max_files = max_files
+        self._names_bytes = 0
 
     # -- kinds
 
@@ -203,6 +205,9 @@ class _Reader:
             raise UsageError(f"{printable(path)!r} is in the archive twice")
         if len(found.files) + len(found.directories) + len(found.skipped) >= self._max_files:
             raise QuotaExceededError(f"there are more than {self._max_files:,} files in the archive")
+        self._names_bytes += len(path)
+        if self._names_bytes > _MAX_DIRECTORY_BYTES:
+            raise QuotaExceededError("the names in the archive are longer than they may be together")
 
     def _require_room(self, size: int) -> None:
         if self.found.bytes + size > self._max_bytes:
