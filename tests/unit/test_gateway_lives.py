@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import uuid
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -103,18 +105,21 @@ def begun(means: Means, status: Status) -> Execution:
     return record
 
 
-class NoLives(dict[str, Life]):
-    """None is lived on this host."""
+class Told(dict[str, Life]):
+    """Lives of which no more is there than their records."""
 
-    def records(self) -> list[Execution]:
-        return []
+    def __init__(self, *records: Execution) -> None:
+        self._records = records
+
+    def records(self) -> Sequence[Execution]:
+        return self._records
 
 
-def executions_of(means: Means) -> Executions:
-    """Those of a host in a cluster that has none."""
+def executions_of(means: Means, *here: Execution) -> Executions:
+    """Those of a host in a cluster, that has these itself."""
     return Executions(
         means,
-        NoLives(),  # type: ignore[arg-type]
+        Told(*here),  # type: ignore[arg-type]
         hosts=SimpleNamespace(proofs=object()),  # type: ignore[arg-type]
         agents=None,  # type: ignore[arg-type]
         trees=None,  # type: ignore[arg-type]
@@ -152,6 +157,18 @@ async def test_the_hint_of_an_execution_that_ended_without_its_host_is_not_looke
     executions = executions_of(means)
     assert await executions.home_of(ORGANIZATION, "ada") == runs
     assert hints.of("ada") == [runs.id]
+
+
+async def test_an_agents_home_is_that_of_the_newest_execution_that_has_one_and_goes_on(tmp_path: Path) -> None:
+    means = replace(means_of(tmp_path), hints=Hints(LocalStore(tmp_path / "store")))
+    runs = begun(means, Status.RUNNING)
+    queued = msgspec.structs.replace(begun(means, Status.QUEUED), created_at=2.0)
+    ends = msgspec.structs.replace(begun(means, Status.RUNNING), created_at=1.0, ends_as=Status.CANCELLED)
+    assert await executions_of(means, runs, queued, ends).home_of(ORGANIZATION, "ada") == runs
+    assert await executions_of(means, queued, ends).home_of(ORGANIZATION, "ada") == ends
+    assert await executions_of(means, queued).home_of(ORGANIZATION, "ada") is None
+    means.hints.put(runs)  # of another host's
+    assert await executions_of(means, queued).home_of(ORGANIZATION, "ada") == runs
 
 
 async def test_what_could_not_be_purged_is_purged_the_next_time_and_holds_up_no_other(

@@ -25,7 +25,7 @@ from agentfuse.gateway.asteroid.uploads import Uploads, put_all
 from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
 from agentfuse.gateway.blobs import FileLinks
 from agentfuse.gateway.bodies import JsonAnswer, read_json
-from agentfuse.gateway.executions.record import Execution, Status
+from agentfuse.gateway.executions.record import Execution
 from agentfuse.gateway.executions.service import PATIENCE_S, Executions
 from agentfuse.gateway.filetree import FileTree, NewFile, Node
 from agentfuse.gateway.ids import shared_file_id
@@ -172,7 +172,7 @@ class SharedFiles:
         home = await self._executions.home_of(organization, agent)
         if home is not None and home.ends_as is not None:  # its memory is on the way to the store
             home = await self._executions.wait(organization, home.id, PATIENCE_S)
-        if home is not None and not home.status.is_terminal and home.status is not Status.QUEUED:
+        if home is not None and not home.status.is_terminal:
             return _Memory(agent, self._executions.tree(home, "shared"), home)
         return _Memory(agent, self._executions.idle_tree(agent), None)
 

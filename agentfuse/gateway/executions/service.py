@@ -311,20 +311,23 @@ class Executions:
         return self._trees.get(agent, region, Quota(found.bytes_quota, found.files_quota))
 
     async def home_of(self, organization: str, agent: str) -> Execution | None:
-        """The newest execution of an agent that has a home, or is about to have one, on whatever host."""
+        """The execution of an agent that has a home, or is about to have one, on whatever host: the newest of
+        those that go on, or else of those that are ending."""
         mine = [
-            each for each in self.lives.records() if (each.organization, each.agent) == (organization, agent)
+            each
+            for each in self.lives.records()
+            if (each.organization, each.agent) == (organization, agent) and each.status is not Status.QUEUED
         ]
         if not mine and self._hosts.proofs is not None:
             for execution in await self._in_thread(self._means.hints.of, agent):
                 with suppress(NotFoundError):
                     record = await self._in_thread(self._means.records.read, organization, execution)
-                    if not record.status.is_terminal:
-                        mine.append(record)
-                    else:  # as its host, which is lost, did not say
+                    if record.status.is_terminal:  # as its host, which is lost, did not say
                         with suppress(StoreError):
                             await self._in_thread(self._means.hints.remove, record)
-        return max(mine, key=lambda each: each.created_at, default=None)
+                    elif record.status is not Status.QUEUED:
+                        mine.append(record)
+        return max(mine, key=lambda each: (each.ends_as is None, each.created_at), default=None)
 
     async def agents(self, organization: str, ids: Collection[str]) -> Mapping[str, Agent]:
         """Agents that exist. Raises ``NotFoundError`` for one that does not, or is another's."""

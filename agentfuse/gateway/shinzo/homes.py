@@ -8,7 +8,7 @@ from functools import partial
 from starlette.requests import Request
 
 from agentfuse.gateway.auth import key_of
-from agentfuse.gateway.executions.record import Execution, Status
+from agentfuse.gateway.executions.record import Execution
 from agentfuse.gateway.executions.service import Executions
 from agentfuse.gateway.executions.trees import ExecutionTree
 from agentfuse.gateway.filetree import FileTree
@@ -43,9 +43,7 @@ class Homes:
     async def _live(self, organization: str, agent: str) -> Execution | None:
         """The execution whose home is, or is about to be, where the agent's files are."""
         execution = await self._executions.home_of(organization, agent)
-        if execution is None or execution.status.is_terminal or execution.status is Status.QUEUED:
-            return None
-        return execution
+        return None if execution is None or execution.status.is_terminal else execution
 
     async def _tree(self, organization: str, agent: str, region: str, changes: bool) -> FileTree:
         """Where a region's files are now: an execution may end, or begin, while a request is answered."""
