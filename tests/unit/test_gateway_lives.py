@@ -159,7 +159,7 @@ async def test_the_hint_of_an_execution_that_ended_without_its_host_is_not_looke
     assert hints.of("ada") == [runs.id]
 
 
-async def test_an_agents_home_is_that_of_the_newest_execution_that_has_one_and_goes_on(tmp_path: Path) -> None:
+async def test_an_agents_home_is_that_of_the_newest_execution_that_goes_on(tmp_path: Path) -> None:
     means = replace(means_of(tmp_path), hints=Hints(LocalStore(tmp_path / "store")))
     runs = begun(means, Status.RUNNING)
     queued = msgspec.structs.replace(begun(means, Status.QUEUED), created_at=2.0)
