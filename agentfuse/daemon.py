@@ -33,6 +33,7 @@ from agentfuse.errors import (
     EnvironmentProblem,
     MountError,
     UsageError,
+    leaves,
 )
 from agentfuse.events.bookmarks import Bookmarks
 from agentfuse.events.endpoint import Endpoint, open_endpoints
@@ -207,7 +208,7 @@ class Mount:
                 nursery.cancel_scope.cancel()
         except* AgentfuseError as group:
             # A nursery wraps what leaves it; our callers want the error itself.
-            self.failure = next(_leaves(group))
+            self.failure = next(leaves(group))
 
     def _inbox(self, opened: Opened, bookmarks: Bookmarks) -> Inbox:
         region = opened.binding.region
@@ -449,14 +450,6 @@ class Mount:
         files = Files(tree, regions, agent=self._spec.agent, execution=self._spec.execution)
         freezer = Freezer(tree, self._keeper.frozen, self._session.is_written, self._keeper.remember_frozen)
         return LiveFiles(files, tree, self._hydration, self._doors, self._content_of, freezer=freezer)
-
-
-def _leaves(group: BaseExceptionGroup[AgentfuseError]) -> Iterator[AgentfuseError]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 def _prepare_process() -> None:

@@ -184,3 +184,12 @@ class UnflushedError(AgentfuseError):
 
     http_status = 503
     exit_code = 75
+
+
+def leaves(group: BaseExceptionGroup[AgentfuseError]) -> Iterator[AgentfuseError]:
+    """The errors in a group: a nursery wraps what leaves it, and callers want the error itself."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error

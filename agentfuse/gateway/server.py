@@ -21,7 +21,7 @@ import trio
 from agentfuse import longlived
 from agentfuse.admission import Gateway
 from agentfuse.config import Config
-from agentfuse.errors import AgentfuseError, ConfigError, EnvironmentProblem, StoreError
+from agentfuse.errors import AgentfuseError, ConfigError, EnvironmentProblem, StoreError, leaves
 from agentfuse.gateway import blobs
 from agentfuse.gateway.app import Parts, build
 from agentfuse.gateway.executions.life import PHASES
@@ -70,20 +70,26 @@ def serve(config: Config, config_file: Path | None, *, on_ready: OnReady) -> Non
     with claimed(config.state) as identity, _listen(config.gateway.listen) as listening:
         links = blobs.Links(secret)
         hosts = Hosts(identity, store, config.gateway, directory=spool.parent)
-        trio.run(
-            partial(
-                _run,
-                config,
-                store,
-                config_file=config_file,
-                spool=spool,
-                links=links,
-                hosts=hosts,
-                http=http,
-                listening=listening,
-                on_ready=on_ready,
+        failure: AgentfuseError | None = None
+        try:
+            trio.run(
+                partial(
+                    _run,
+                    config,
+                    store,
+                    config_file=config_file,
+                    spool=spool,
+                    links=links,
+                    hosts=hosts,
+                    http=http,
+                    listening=listening,
+                    on_ready=on_ready,
+                )
             )
-        )
+        except* AgentfuseError as group:
+            failure = next(leaves(group))
+        if failure is not None:
+            raise failure
 
 
 async def _run(

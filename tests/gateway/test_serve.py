@@ -23,6 +23,7 @@ import trustme
 from gateways import ACME, DEADLINE_S, ORGANIZATION, Gateway, download, listing, upload
 
 from agentfuse.admission import sha256_of
+from agentfuse.objectstore.local import LocalStore
 
 
 def test_docs_and_openapi_need_nothing_from_outside(gateway: Gateway) -> None:
@@ -139,6 +140,18 @@ def test_an_address_that_is_taken_ends_it_with_69(tmp_path: Path) -> None:
         done = _serve(tmp_path, "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
     assert (done.returncode, done.stdout) == (69, "")
     assert "Address already in use" in done.stderr
+
+
+def test_a_store_that_fails_at_the_start_ends_it_with_69(tmp_path: Path) -> None:
+    host = "11111111-1111-4111-8111-111111111111"
+    (tmp_path / "state/gateway").mkdir(parents=True)
+    (tmp_path / "state/gateway/host.id").write_text(host)
+    store = tmp_path / "store"
+    LocalStore(store).put("any", b"")
+    (store / f"gateway/hosts/{host}.json/in the way").mkdir(parents=True)
+    done = _serve(tmp_path, "--listen", "127.0.0.1:0", "--store", store.as_uri())
+    assert (done.returncode, done.stdout) == (69, "")
+    assert host in done.stderr and "unexpected" not in done.stderr
 
 
 def test_it_speaks_https_with_a_certificate(tmp_path: Path) -> None:

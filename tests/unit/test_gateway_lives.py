@@ -194,3 +194,13 @@ async def test_what_could_not_be_purged_is_purged_the_next_time_and_holds_up_no_
         nursery.cancel_scope.cancel()
     assert sorted(archive.removed) == sorted(each.id for each in records)
     assert sum("was not purged: cut off" in message for message in caplog.messages) == 1
+
+
+def test_a_damaged_note_is_told_and_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    means = means_of(tmp_path)
+    first, second = (begun(means, Status.RUNNING) for _ in range(2))
+    (means.journal.directory(first.id) / "note.json").write_text("{")
+    assert [note.id for note in means.journal.notes()] == [second.id]
+    assert first.id in caplog.text and "remove the directory" in caplog.text

@@ -6,6 +6,7 @@ was killed finds all that it had begun, though the store has many records of oth
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import msgspec
 
-from agentfuse.errors import EnvironmentProblem, IntegrityError
+from agentfuse.errors import EnvironmentProblem
 from agentfuse.home.tree import sync_directory, write_durably
 
+_LOG = logging.getLogger(__name__)
 _NOTE = "note.json"
 
 
@@ -58,7 +60,7 @@ class Journal:
         write_durably(directory / _NOTE, msgspec.json.encode(note) + b"\n")
 
     def notes(self) -> Iterator[Note]:
-        """All of them."""
+        """All of them that can be read; a damaged one is told, and holds up no other."""
         try:
             names = sorted(os.listdir(self._directory))
         except FileNotFoundError:
@@ -71,10 +73,12 @@ class Journal:
             try:
                 yield _NOTES.decode(data)
             except msgspec.DecodeError as error:
-                raise IntegrityError(
-                    f"{self._directory / name / _NOTE} is damaged: {error}",
-                    hint="see what the execution's record says, then remove the directory",
-                ) from error
+                _LOG.error(
+                    "%s is damaged, so nothing is done about its execution: %s; see what its record "
+                    "says, then remove the directory",
+                    self._directory / name / _NOTE,
+                    error,
+                )
 
     def sweep(self) -> None:
         """Remove what has no note: a gateway was killed while it was made, or removed. For the start only."""

@@ -165,12 +165,7 @@ class Lives:
     async def tidy(self) -> None:
         """Remove from this host, for ever and ever, what ended as long ago as is configured."""
         while True:
-            try:
-                notes = await self._in_thread(lambda: list(self._means.journal.notes()))
-            except StoreError as error:
-                _LOG.warning("what ended is not removed from this host: %s", error)
-                notes = []
-            for note in notes:
+            for note in await self._in_thread(lambda: list(self._means.journal.notes())):
                 if note.ended_at is not None and note.ended_at + self._keep_ended_s <= time.time():
                     try:
                         await self._in_thread(self._remove_ended, note)
