@@ -14,9 +14,10 @@ import uuid
 from dataclasses import asdict, dataclass
 from itertools import islice
 
+from agentfuse.config import parse_agent_id
 from agentfuse.errors import IntegrityError, NotFoundError, ObjectNotFoundError, StoreError
 from agentfuse.objectstore.base import ObjectStore
-from agentfuse.snapshots.layout import agent_prefix, check_id
+from agentfuse.snapshots.layout import agent_prefix
 
 _PREFIX = "gateway/agents/"
 
@@ -43,7 +44,7 @@ class Agents:
 
     def find(self, organization: str, agent: str) -> Agent:
         """An agent that exists. Raises ``NotFoundError``, ``UsageError`` for what can be no id."""
-        check_id("agent", agent)
+        parse_agent_id(agent)
         found = self._known.get(agent) or self._read(agent)
         if found is None:
             if self._has_memory(agent) and not self._has_others:
@@ -53,7 +54,7 @@ class Agents:
 
     def claim(self, organization: str, agent: str) -> Agent:
         """An agent, which begins to exist if need be."""
-        check_id("agent", agent)
+        parse_agent_id(agent)
         found = self._known.get(agent) or self._read(agent)
         if found is None:
             if self._has_others and self._has_memory(agent):

@@ -144,8 +144,9 @@ def test_an_agent_belongs_to_who_claims_it_first(tmp_path: Path) -> None:
     assert Agents(store, has_others=True).find(owner, "a").organization == owner
     with pytest.raises(NotFoundError):
         Agents(store, has_others=True).find(STRANGER, "a")
-    with pytest.raises(UsageError):
-        Agents(store, has_others=True).claim(owner, "../b")
+    for impossible in ("../b", "<b>", "café", "", "x" * 129):  # no home could be mounted for it
+        with pytest.raises(UsageError):
+            Agents(store, has_others=True).claim(owner, impossible)
 
 
 def test_a_memory_that_nobody_owns_is_nobodys_where_there_are_several_organizations(tmp_path: Path) -> None:

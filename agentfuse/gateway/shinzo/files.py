@@ -117,16 +117,15 @@ class Files:
                         await trio.sleep(_AGAIN_S)
                         continue
                     body = await self._applied(opened, change, spool)
-                finally:
-                    await opened.aclose()
-                try:
                     (node,) = await place.tree.put(
                         [NewFile(place.path, body, there.mode)], creator=USER, if_match=there.etag
                     )
-                except ChangedError:
+                except (ChangedError, BusyError):  # also while it was being read
                     await trio.sleep(_AGAIN_S)
                 else:
                     return node
+                finally:
+                    await opened.aclose()
         raise BusyError("the file is being changed all the time", hint="try again")
 
     async def _applied(self, opened: OpenedFile, change: _Change, spool: Spool) -> Spooled:
