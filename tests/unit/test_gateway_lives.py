@@ -15,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from agentfuse.errors import StoreError
+from agentfuse.errors import StoreError, UsageError
 from agentfuse.gateway.executions.journal import Journal, Note
 from agentfuse.gateway.executions.launcher import Launchers
 from agentfuse.gateway.executions.life import Life, Means
@@ -169,6 +169,17 @@ async def test_an_agents_home_is_that_of_the_newest_execution_that_goes_on(tmp_p
     assert await executions_of(means, queued).home_of(ORGANIZATION, "ada") is None
     means.hints.put(runs)  # of another host's
     assert await executions_of(means, queued).home_of(ORGANIZATION, "ada") == runs
+
+
+async def test_messages_do_not_make_a_record_grow_without_end(tmp_path: Path) -> None:
+    means = means_of(tmp_path)
+    record, text = begun(means, Status.RUNNING), "m" * 64 * 1024
+    executions = executions_of(means)
+    for _ in range(8):
+        await executions.add_message(ORGANIZATION, record.id, text, "u")
+    with pytest.raises(UsageError, match="characters"):
+        await executions.add_message(ORGANIZATION, record.id, "m", "u")
+    assert len(means.records.read(ORGANIZATION, record.id).messages) == 8
 
 
 async def test_what_could_not_be_purged_is_purged_the_next_time_and_holds_up_no_other(

@@ -40,7 +40,8 @@ PATIENCE_S = 20.0
 
 _LOOK_S = 0.5
 _PURGE_S = 3600.0
-_MAX_MESSAGES = 1000
+_MAX_MESSAGES, _MAX_MESSAGES_CHARS = 1000, 512 * 1024
+"""They are in the execution's record, which is written anew with every change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +252,8 @@ class Executions:
                 raise BusyError(f"the execution is {record.status}", hint="begin another one")
             if len(record.messages) >= _MAX_MESSAGES:
                 raise UsageError(f"an execution takes {_MAX_MESSAGES} messages at most")
+            if sum(len(each.text) for each in (*record.messages, message)) > _MAX_MESSAGES_CHARS:
+                raise UsageError(f"an execution takes messages of {_MAX_MESSAGES_CHARS:,} characters in all")
             return msgspec.structs.replace(record, messages=[*record.messages, message])
 
         return await self._change(organization, found.id, told)
