@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from agentfuse.gateway.executions import supervisor
 from agentfuse.gateway.executions.journal import Journal, Note
 from agentfuse.gateway.executions.launcher import Exit, Launchers
 from agentfuse.gateway.executions.record import Execution, Status
@@ -212,6 +213,15 @@ async def test_a_fence_kills_them_and_none_begins_until_it_is_gone(host: Host) -
         assert not (host.directory(second) / "begun").exists()
         launchers.unfence()
     await launchers.stop(second.id)
+
+
+def test_a_process_of_another_users_does_not_end_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(supervisor, "_descendants", lambda: [1])
+    monkeypatch.setattr(os, "kill", refuse)
+    assert supervisor._signal_all(signal.SIGTERM) == [1]
 
 
 async def _begin(launchers: Launchers, record: Execution, home: Path) -> None:

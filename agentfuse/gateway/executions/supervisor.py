@@ -32,6 +32,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PIECE = 65536
 _PIECES = 16
 _LAST_PIECES = 1024  # more than a pipe holds
+_AGAIN_S = 0.01
 _NOT_STARTED = 127
 _HEEDED = (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 _prctl = ctypes.CDLL(None).prctl
@@ -113,6 +114,7 @@ class Supervisor:
             _reap(launcher.pid)
         while _signal_all(signal.SIGKILL):
             _reap(launcher.pid)
+            time.sleep(_AGAIN_S)  # one that waits for a disk dies when it has waited
         self._take_output(launcher.stdout.fileno(), _LAST_PIECES)
         return {"code": launcher.returncode, "why": self._why}
 
@@ -182,7 +184,7 @@ def _signal_all(number: int) -> list[int]:
     """Signal everything that descends from this process; whom."""
     below = _descendants()
     for pid in below:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it may have become another user's
             os.kill(pid, number)
     return below
 
