@@ -45,7 +45,7 @@ CONTENT_DEADLINE_S = 600.0
 CHECK_DEADLINE_S = 600.0
 """A home of a million files is walked for long."""
 
-_PAGE = 5000
+_PAGE = 10_000
 BASE_URL = "http://agentfuse"
 _NOT_UNDERSTOOD = (json.JSONDecodeError, UnicodeDecodeError, msgspec.MsgspecError)
 _T = TypeVar("_T")

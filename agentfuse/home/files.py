@@ -42,8 +42,10 @@ _TYPES: dict[int, FileType] = {
 }
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE, errno.ENAMETOOLONG)
 _LOOKS = 5
-_NAMES = 6000  # of one directory that a listing keeps at most
-_LEVELS = 64  # whose names it keeps at most
+_NAMES = 10_001  # of one directory that a listing keeps at most: the longest page and whether there is more
+_LEVELS = 40  # whose names it keeps at most
+_KNOWN = 20_000  # names of which is kept what takes long to find out
+_CHECKED = 64  # names that are read of a directory between two checks
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -109,6 +111,7 @@ class Files:
         self._regions = {region.name: region for region in regions}
         self._roots = {name.encode(): name for name in self._regions if name != LOOSE}
         self._digests = {}
+        self._known: dict[int, _Known] = {}  # by inode
         for region in self._regions.values():
             owner = f"agents/{agent}" if region.scope is Scope.AGENT else f"executions/{execution}"
             begun = hashlib.sha1(_NAMESPACE.bytes, usedforsecurity=False)
@@ -252,15 +255,12 @@ class Files:
 
     def _look(self, cursor: Cursor, region: str, path: bytes, where: bytes, *, brief: bool) -> FileFacts:
         parent_fd, name = cursor.parent(where) if where else (cursor.enter(b""), b".")
-        fd = os.open(name, _PATH, dir_fd=parent_fd)
-        try:
-            found, marked = os.fstat(fd), _NOTHING
-            kind = _TYPES.get(stat.S_IFMT(found.st_mode), "device")
-            if kind in ("file", "dir"):
-                found, marked = _still(fd, f"/proc/self/fd/{fd}")
-            born = _birth_time(fd)
-        finally:
-            os.close(fd)
+        found = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+        known = self._known.get(found.st_ino)
+        if known is None or known.ctime_ns != found.st_ctime_ns:
+            found, known = self._read(parent_fd, name)
+        marked = known.marked
+        kind = _TYPES.get(stat.S_IFMT(found.st_mode), "device")
         mime = None
         if kind == "file":
             mime = type_of(path, None if brief or marked.absent else _head(cursor, where, found))
@@ -275,13 +275,32 @@ class Files:
             mode=mode,
             mime=mime,
             created_by=Creator.SYSTEM if not path or where == PLATFORM.name.encode() else marked.creator,
-            created_at=born,
+            created_at=known.born_at,
             modified_at=modified_ns / 1e9,
             is_absent=mark is not None,
             etag=etag_of(found) if kind == "file" else "",
             labels=marked.labels,
             is_frozen=marked.is_frozen,
         )
+
+    def _read(self, parent_fd: int, name: bytes) -> tuple[os.stat_result, _Known]:
+        """The attributes of a name and what else is known of it, kept for as long as its ctime tells that
+        nothing of it has changed.
+        """
+        fd = os.open(name, _PATH, dir_fd=parent_fd)
+        try:
+            found, marked = os.fstat(fd), _NOTHING
+            ctime_ns, is_settled = found.st_ctime_ns, found.st_ctime_ns < time.time_ns() - SETTLED_NS
+            if stat.S_IFMT(found.st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+                found, marked = _still(fd, f"/proc/self/fd/{fd}")
+            known = _Known(ctime_ns, marked, _birth_time(fd))
+        finally:
+            os.close(fd)
+        if is_settled and not marked.absent:
+            if len(self._known) >= _KNOWN:
+                self._known = {}
+            self._known[found.st_ino] = known
+        return found, known
 
 
 @dataclass(slots=True)
@@ -331,8 +350,9 @@ def _enter(cursor: Cursor, where: bytes) -> int:
 def _names_behind(directory_fd: int, after: bytes, check: Callable[[], None]) -> list[bytes]:
     def behind() -> Iterator[bytes]:
         with os.scandir(directory_fd) as entries:
-            for entry in entries:
-                check()
+            for number, entry in enumerate(entries):
+                if not number % _CHECKED:
+                    check()
                 name = entry.name.encode("utf-8", "surrogateescape")
                 if name > after:
                     yield name
@@ -352,6 +372,14 @@ class _Marked(NamedTuple):
 _NOTHING = _Marked()
 
 
+class _Known(NamedTuple):
+    """What takes long to find out of a name: true while its inode has this ctime."""
+
+    ctime_ns: int
+    marked: _Marked
+    born_at: float | None
+
+
 def _head(cursor: Cursor, where: bytes, found: os.stat_result) -> bytes:
     """How a file begins. Raises ``BusyError`` if it is another one by now."""
     fd = cursor.open_file(where)
@@ -368,15 +396,16 @@ def _still(fd: int, at: marks.File) -> tuple[os.stat_result, _Marked]:
 
     ``at``: the name of ``fd`` in /proc, as that reads nothing itself.
     """
-    if not marks.may_be_on(at):
-        return os.fstat(fd), _NOTHING
-    mark = marks.read(at)
-    while True:
-        found = os.fstat(fd)
-        before, mark = mark, marks.read(at)
-        if mark == before:
-            absent = mark if found.st_size else None
-            return found, _Marked(absent, marks.read_creator(at), marks.read_labels(at), marks.is_frozen(at))
+    names = marks.names_on(at)
+    mark = marks.read(at, names)
+    found = os.fstat(fd)
+    while mark is not None and mark != (now := marks.read(at)):
+        mark, found = now, os.fstat(fd)
+    if not names:
+        return found, _NOTHING
+    absent = mark if found.st_size else None
+    creator, labels = marks.read_creator(at, names), marks.read_labels(at, names)
+    return found, _Marked(absent, creator, labels, marks.is_frozen(at, names))
 
 
 def etag_of(found: os.stat_result) -> str:

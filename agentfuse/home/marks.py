@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from agentfuse.regions import FROZEN, Creator
@@ -32,6 +32,8 @@ File = int | str
 _SHA256_BYTES = 32
 # Seconds, nanoseconds, mode. All of a mark fits into ext4's inode (up to 56 bytes do): no block for it.
 _FILLING = struct.Struct("<qIH")
+_TEXTS = {name: os.fsdecode(name) for name in (NAME, CREATOR, LABELS, FROZEN)}
+_CREATORS = {creator.value.encode(): creator for creator in Creator}
 _NO_MARK = (errno.ENODATA, errno.EOPNOTSUPP)
 
 
@@ -56,13 +58,16 @@ def are_kept(directory_fd: int) -> bool:
     return True
 
 
-def may_be_on(file: File) -> bool:
-    """Whether a file or directory has any attributes, of which some may be marks; needs no permission."""
+def names_on(file: File) -> Sequence[str]:
+    """The names of all attributes of a file or directory, some of which may be marks; needs no permission.
+
+    Who reads several marks gives them to each reading, so that they are asked for once.
+    """
     try:
-        return bool(os.listxattr(file))
+        return os.listxattr(file)
     except OSError as error:
         if error.errno in _NO_MARK:
-            return False
+            return ()
         raise
 
 
@@ -91,16 +96,11 @@ def remove(fd: int) -> None:
             raise
 
 
-def read(fd: File) -> Mark | None:
+def read(file: File, names: Sequence[str] | None = None) -> Mark | None:
     """The mark of a file; None when it has none, so its content is its own."""
-    try:
-        if os.fsdecode(NAME) not in os.listxattr(fd):  # which needs no permission
-            return None
-        value = _permitted(fd, lambda: os.getxattr(fd, NAME))
-    except OSError as error:
-        if error.errno in _NO_MARK:
-            return None
-        raise
+    value = _value(file, NAME, names)
+    if value is None:
+        return None
     sha256 = value[:_SHA256_BYTES].hex()
     if len(value) <= _SHA256_BYTES:
         return Mark(sha256)
@@ -125,18 +125,10 @@ def write_creator(file: File, creator: Creator) -> None:
     _permitted(file, lambda: os.setxattr(file, CREATOR, creator.value.encode()))
 
 
-def read_creator(file: File) -> Creator:
+def read_creator(file: File, names: Sequence[str] | None = None) -> Creator:
     """Who made a file or directory; a mark that says nothing we know is none."""
-    try:
-        if os.fsdecode(CREATOR) not in os.listxattr(file):
-            return Creator.AGENT
-        return Creator(_permitted(file, lambda: os.getxattr(file, CREATOR)).decode())
-    except ValueError:
-        return Creator.AGENT
-    except OSError as error:
-        if error.errno in _NO_MARK:
-            return Creator.AGENT
-        raise
+    value = _value(file, CREATOR, names)
+    return Creator.AGENT if value is None else _CREATORS.get(value, Creator.AGENT)
 
 
 def write_frozen(fd: int, *, frozen: bool) -> None:
@@ -147,24 +139,34 @@ def write_frozen(fd: int, *, frozen: bool) -> None:
         _permitted(fd, lambda: os.removexattr(fd, FROZEN))
 
 
-def is_frozen(file: File) -> bool:
+def is_frozen(file: File, names: Sequence[str] | None = None) -> bool:
     """Whether a file is marked as frozen."""
-    return os.fsdecode(FROZEN) in os.listxattr(file)
+    return _TEXTS[FROZEN] in (os.listxattr(file) if names is None else names)
 
 
 def write_labels(file: File, labels: bytes) -> None:
     """Set the labels of a file or directory; empty ones are removed. Raises ``OSError``."""
     if labels:
         _permitted(file, lambda: os.setxattr(file, LABELS, labels))
-    elif os.fsdecode(LABELS) in os.listxattr(file):
+    elif _TEXTS[LABELS] in os.listxattr(file):
         _permitted(file, lambda: os.removexattr(file, LABELS))
 
 
-def read_labels(file: File) -> bytes:
+def read_labels(file: File, names: Sequence[str] | None = None) -> bytes:
     """The labels of a file or directory; empty when it has none."""
-    if os.fsdecode(LABELS) not in os.listxattr(file):
-        return b""
-    return _permitted(file, lambda: os.getxattr(file, LABELS))
+    return _value(file, LABELS, names) or b""
+
+
+def _value(file: File, name: bytes, names: Sequence[str] | None) -> bytes | None:
+    """An attribute; None when there is none."""
+    if _TEXTS[name] not in (names_on(file) if names is None else names):
+        return None
+    try:
+        return _permitted(file, lambda: os.getxattr(file, name))
+    except OSError as error:
+        if error.errno in _NO_MARK:
+            return None
+        raise
 
 
 def _permitted(file: File, work: Callable[[], _T]) -> _T:

@@ -6,14 +6,18 @@ import json
 import os
 import shutil
 import socket
+import time
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentfuse.errors import NotFoundError, UsageError
+from agentfuse.home import files as home_files
 from agentfuse.home import marks
-from agentfuse.home.files import Files
+from agentfuse.home.files import FileFacts, Files
 from agentfuse.regions import DEFAULT_REGIONS, Creator
 
 
@@ -119,6 +123,49 @@ def test_what_is_absent_has_the_facts_that_it_will_have(tree: Path) -> None:
     facts = files_of(tree).stat("shared", b"movie.mp4")
     assert (facts.size, facts.mode, facts.modified_at) == (1000, 0o640, 1_600_000_000.0)
     assert (facts.mime, facts.is_absent) == ("video/mp4", True)
+
+
+def test_what_is_known_of_a_file_is_read_once_until_something_of_it_changes(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tree / "uploads" / "a"
+    path.write_bytes(b"1")
+    files, reads = files_of(tree), []
+
+    def names_on(file: marks.File, real: Callable[[marks.File], Sequence[str]] = marks.names_on) -> Any:
+        reads.append(file)
+        return real(file)
+
+    def settled() -> FileFacts:
+        """The facts that were read from nothing but the attributes; at first its ctime is too young."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            reads.clear()
+            facts = files.stat("uploads", b"a")
+            if not reads:
+                return facts
+        raise AssertionError("it is read again and again")
+
+    monkeypatch.setattr(marks, "names_on", names_on)
+    first = settled()
+    assert (first.created_by, first.labels, first.is_frozen) == (Creator.AGENT, b"", False)
+    fd = os.open(path, os.O_RDONLY)
+    marks.write_creator(fd, Creator.USER)
+    marks.write_labels(fd, b"red")
+    marks.write_frozen(fd, frozen=True)
+    os.close(fd)
+    for facts in (files.stat("uploads", b"a"), settled(), next(files.list("uploads", b""))):
+        assert (facts.created_by, facts.labels, facts.is_frozen) == (Creator.USER, b"red", True)
+        assert facts.created_at == first.created_at
+    path.unlink()
+    path.write_bytes(b"2")  # most likely with the inode that has become free
+    facts = files.stat("uploads", b"a")
+    assert (facts.created_by, facts.labels, facts.is_frozen) == (Creator.AGENT, b"", False)
+    monkeypatch.setattr(home_files, "_KNOWN", 1)
+    for name in ("b", "c"):
+        (tree / "uploads" / name).touch()
+    settled()
+    assert len(list(files.list("uploads", b""))) == 3
 
 
 def test_an_id_stays_with_the_path_and_an_agents_goes_through_all_executions(tree: Path) -> None:
