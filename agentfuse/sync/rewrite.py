@@ -17,6 +17,7 @@ import msgspec
 
 from agentfuse.errors import (
     BusyError,
+    FrozenError,
     IntegrityError,
     NotFoundError,
     ObjectNotFoundError,
@@ -87,7 +88,8 @@ _Compose = Callable[[Listing], _Composed]
 class Rewriter:
     """Writes snapshots of one agent's region that are made of earlier ones.
 
-    Its methods raise ``NotFoundError`` for what is not in the history, ``StoreError`` and its kinds.
+    Its methods raise ``NotFoundError`` for what is not in the history, ``FrozenError`` when a frozen file
+    would not stay as it is, ``StoreError`` and its kinds.
     """
 
     def __init__(self, store: ObjectStore, agent: str, region: str, reporter: Reporter) -> None:
@@ -215,6 +217,7 @@ class Rewriter:
         newest = require_newest(self._history, self._agent)
         theirs = by_path(self._history.read(newest).entries)
         composed = compose(theirs)
+        _require_frozen_kept(theirs, composed.entries)
         changed = tuple(changes(theirs, composed.entries))
         return RewritePlan(newest, changed, composed.conflicts, composed.merged, composed.kept)
 
@@ -227,6 +230,7 @@ class Rewriter:
                 )
             theirs = by_path(self._history.read(newest).entries)
             composed = compose(theirs)
+            _require_frozen_kept(theirs, composed.entries)
             if not is_changed(theirs, composed.entries):
                 return RewriteReport(None, Summary(), composed.conflicts, composed.merged, composed.kept)
             entries = self._place(composed, theirs)
@@ -281,6 +285,19 @@ def _is_reverted(execution: str, last: Mapping[str, int]) -> bool:
     """Whether an execution is taken back and that was not taken back; ``last``: each one's last snapshot."""
     name = _reverting(execution)
     return last.get(name, 0) > last.get(execution, 0) and not _is_reverted(name, last)
+
+
+def _require_frozen_kept(theirs: Listing, wanted: Listing) -> None:
+    for path, entry in theirs.items():
+        if entry.is_frozen:
+            found = wanted.get(path)
+            if found is None or (found.type, found.sha256, found.mode, found.is_frozen) != (
+                entry.type,
+                entry.sha256,
+                entry.mode,
+                True,
+            ):
+                raise FrozenError(f"{printable(path)!r} is frozen", hint="have it thawed first")
 
 
 def _replaced(theirs: Listing, wanted: Listing, path: bytes) -> dict[bytes, Entry]:

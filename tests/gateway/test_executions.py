@@ -79,6 +79,8 @@ def test_what_cannot_begin_leaves_nothing_and_takes_nothing(host: Host) -> None:
     gateways.upload(host.client, {f"{number}.bin": bytes(45 * 2**20) for number in range(5)}, "large")
     too_much = [f"large/{number}.bin" for number in range(5)]
     assert host.try_to_execute(tempFiles=staged, files=too_much).status_code == 507
+    for agent in ("%C3%A9", "a%20b", "a" * 129):  # which a home cannot be mounted for
+        assert host.try_to_execute(agent, tempFiles=staged).status_code == 400
     assert sorted(host.store.glob("executions/*/*")) == before
     assert not list(host.store.glob("temp-files/*/*.claim"))
     execution = host.run(tempFiles=staged)

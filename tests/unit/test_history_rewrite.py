@@ -10,7 +10,8 @@ from histories import append, lived, take_turns
 from memories import SILENT, Run, grow_nasty_tree, picture
 from stores import CountingStore, FaultyStore, local_store
 
-from agentfuse.errors import BusyError, EnvironmentProblem, NotFoundError, StoreError, UsageError
+from agentfuse.errors import BusyError, EnvironmentProblem, FrozenError, NotFoundError, StoreError, UsageError
+from agentfuse.home import marks
 from agentfuse.objectstore import ObjectStore
 from agentfuse.snapshots.changes import changes
 from agentfuse.snapshots.collect import Collector
@@ -60,6 +61,31 @@ def test_an_earlier_state_comes_back_as_the_newest(tmp_path: Path, store: Counti
     assert report.changed.removed == 1
     assert picture(restored(tmp_path, store, "e2")) == before
     assert rewriter(store).restore(1).number is None
+
+
+def test_what_is_frozen_is_thawed_before_it_is_taken_back(tmp_path: Path, store: CountingStore) -> None:
+    run = Run(tmp_path, store, "e1")
+    run.write("d/other", b"1")
+    run.commit("end")
+    run = Run(tmp_path, store, "e2")
+    run.restore()
+    run.write("d/frozen", b"stays")
+    run.write("d/other", b"2")
+    with (run.root / "d/frozen").open("rb+") as file:
+        marks.write_frozen(file.fileno(), frozen=True)
+    run.commit("end")
+    history = rewriter(store)
+    for take_back in (
+        lambda: history.restore(1),
+        lambda: history.restore(1, b"d"),
+        lambda: history.plan_restore(1),
+        lambda: history.revert("e2"),
+        lambda: history.plan_revert("e2"),
+    ):
+        with pytest.raises(FrozenError, match="d/frozen"):
+            take_back()
+    assert history.restore(1, b"d/other").number == 3
+    assert files(restored(tmp_path, store, "e3")) == {"d/frozen": b"stays", "d/other": b"1"}
 
 
 def test_a_path_comes_back_and_all_else_stays(tmp_path: Path, store: CountingStore) -> None:
