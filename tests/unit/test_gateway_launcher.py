@@ -179,16 +179,16 @@ async def test_one_that_ends_when_it_is_told_to_is_not_killed(host: Host) -> Non
 
 async def test_without_its_supervisor_it_ends_and_nobody_knows_how(host: Host) -> None:
     record = host.execution()
-    launchers = host.launchers("sleep", "1000")
+    launchers = host.launchers("sh", "-c", "setsid sleep 1000 & sleep 1000")
     await launchers.start(record, host.home)
     supervisor = host.supervisor(record)
-    await until(lambda: bool(_below(supervisor)))
-    [pid] = _below(supervisor)
+    await until(lambda: len(_below(supervisor)) == 3)
+    pids = _below(supervisor)
     os.kill(supervisor, signal.SIGKILL)
     with trio.fail_after(DEADLINE_S):
         found = await launchers.ended(record.id)
     assert found.code is None
-    await until(lambda: not _is_running(pid))
+    await until(lambda: not any(map(_is_running, pids)))
 
 
 async def test_it_ends_with_the_lease_of_its_host_although_the_gateway_is_gone(host: Host) -> None:

@@ -34,6 +34,7 @@ _LOG = logging.getLogger(__name__)
 _POLL_S = 0.02
 _LOOK_S = 0.5
 _PAUSE_S = 5.0
+_KILLS = 50
 _LOG_BYTES = 4 * 1024 * 1024
 _TOLD = ("PATH", "LANG", "LC_ALL", "TZ")
 """What a launcher gets of this process's environment; the rest may hold secrets."""
@@ -125,6 +126,11 @@ class Launchers:
         try:
             return _EXIT.decode((directory / "exit").read_bytes())
         except FileNotFoundError:
+            for _ in range(_KILLS):  # what is forked meanwhile, too
+                inputs = directory / "inputs.json"
+                if not await trio.to_thread.run_sync(_kill_left, inputs, limiter=self._limiter):
+                    break
+                await trio.sleep(_POLL_S)
             return Exit(None, "its supervisor was killed, or the host was restarted")
         except msgspec.MsgspecError as error:
             return Exit(None, f"what its supervisor wrote is damaged: {error}")
@@ -213,6 +219,22 @@ class Launchers:
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, ProcessLookupError):
             return os.pidfd_open(int(json.loads((directory / "begun").read_bytes())["pid"]))
         return None
+
+
+def _kill_left(inputs: Path) -> int:
+    """Kill what a launcher has left whose supervisor was killed, as far as its environment tells; how many."""
+    ours = b"\0AGENTFUSE_INPUTS=" + os.fsencode(inputs) + b"\0"
+    killed = 0
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended, or is none of ours
+            process = os.pidfd_open(int(name))
+            try:
+                if ours in b"\0" + Path(f"/proc/{name}/environ").read_bytes():
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+                    killed += 1
+            finally:
+                os.close(process)
+    return killed
 
 
 def _is_held(lock: Path) -> bool:
