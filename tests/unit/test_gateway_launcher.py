@@ -145,7 +145,7 @@ async def test_pausing_stops_all_its_processes_and_resuming_has_them_go_on(host:
     await until(ticks.exists)
     await launchers.pause(record.id, paused=True)
     stopped = _states(host.supervisor(record))
-    assert "T" in stopped and set(stopped) <= {"T", "Z"}
+    assert "T" in stopped and set(stopped) <= {"T", "Z", "D"}  # D: its child of a vfork stands still
     size = ticks.stat().st_size
     await launchers.pause(record.id, paused=True)
     assert ticks.stat().st_size == size

@@ -33,6 +33,9 @@ _PIECE = 65536
 _PIECES = 16
 _LAST_PIECES = 1024  # more than a pipe holds
 _AGAIN_S = 0.01
+_STOP_S, _STOPS_S = 2.0, 0.001
+_STILL = (b"T", b"t", b"D")
+"""Stopped, or within the kernel, where it waits for a disk, or for its child of a vfork, and stops after."""
 _NOT_STARTED = 127
 _HEEDED = (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 _prctl = ctypes.CDLL(None).prctl
@@ -142,9 +145,11 @@ class Supervisor:
         if signal.SIGQUIT in numbers:
             self._end_at_once()
         if signal.SIGUSR1 in numbers:
-            stopped: set[int] = set()
-            while (found := set(_signal_all(signal.SIGSTOP))) - stopped:  # what was forked meanwhile
-                stopped |= found
+            patience = time.monotonic() + _STOP_S
+            _signal_all(signal.SIGSTOP)
+            while _descendants(_STILL) and time.monotonic() < patience:  # those forked meanwhile, too
+                time.sleep(_STOPS_S)
+                _signal_all(signal.SIGSTOP)
             _write("paused", {})
         if signal.SIGUSR2 in numbers:
             _signal_all(signal.SIGCONT)
@@ -189,19 +194,22 @@ def _signal_all(number: int) -> list[int]:
     return below
 
 
-def _descendants() -> list[int]:
-    """Those that live, parents before children."""
+def _descendants(but: tuple[bytes, ...] = ()) -> list[int]:
+    """Those that live, parents before children, without those in such a state."""
     children: dict[int, list[int]] = {}
+    left_out: set[int] = set()
     for name in os.listdir("/proc"):
         if name.isdecimal():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
                 state, parent = file.read().rpartition(b")")[2].split()[:2]
                 if state not in (b"Z", b"X"):
                     children.setdefault(int(parent), []).append(int(name))
+                if state in but:
+                    left_out.add(int(name))
     found = [os.getpid()]
     for pid in found:
         found += children.get(pid, [])
-    return found[1:]
+    return [pid for pid in found[1:] if pid not in left_out]
 
 
 def _reap(launcher: int) -> None:
