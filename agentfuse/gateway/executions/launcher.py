@@ -222,7 +222,7 @@ class Launchers:
 
 
 def _kill_left(inputs: Path) -> int:
-    """Kill what a launcher has left whose supervisor was killed, as far as its environment tells; how many."""
+    """Kill what a launcher left when its supervisor was killed, as far as environments tell; how many."""
     ours = b"\0AGENTFUSE_INPUTS=" + os.fsencode(inputs) + b"\0"
     killed = 0
     for name in filter(str.isdecimal, os.listdir("/proc")):
