@@ -118,9 +118,9 @@ class LiveFiles:
                 )
             if (made := self._made_now(region, path)) is not None:
                 return MadeFile(made, facts)
-            where = _where(region, path)
+            where = where_of(region, path)
             try:
-                fd = await trio.to_thread.run_sync(self._open, where, limiter=self._readers)
+                fd = await trio.to_thread.run_sync(open_content, self._tree, where, limiter=self._readers)
                 try:
                     await self._fetched(fd, where)
                     return OpenFile(fd, facts.mime or "application/octet-stream", self._readers)
@@ -249,16 +249,12 @@ class LiveFiles:
         assert self._freezer
         self._require(region, path)
         with told(region, path):
-            ino = await self._freezer.set_frozen(_where(region, path), frozen=frozen)
+            ino = await self._freezer.set_frozen(where_of(region, path), frozen=frozen)
         self._doors.account(region).changed(ino)
 
     def _require(self, region: str, path: bytes) -> None:
         """Only what is in a region: not the platform's own directory, which has doors as well."""
         self._files.require(region, path)
-
-    def _open(self, where: bytes) -> int:
-        with Cursor(self._tree, only_looks=True) as cursor:
-            return cursor.open_file(where)
 
     async def _fetched(self, fd: int, where: bytes) -> None:
         """Wait until the content of an open file is here. Raises ``OSError`` as ``Hydration.need`` does."""
@@ -270,6 +266,15 @@ class LiveFiles:
         with Cursor(self._tree) as cursor:
             directory_fd, name = cursor.parent(where)
             return open_to_fill(name, directory_fd)
+
+
+def open_content(tree: Path, where: bytes, *, unlocks: bool = True) -> int:
+    """Open a file of a backing tree for reading, never through a symlink. Raises ``OSError``, ``BusyError``.
+
+    ``unlocks``: whether a mode may be changed for a moment to get at what its owner locked.
+    """
+    with Cursor(tree, unlocks=unlocks, only_looks=True) as cursor:
+        return cursor.open_file(where)
 
 
 class OpenFile:
@@ -344,7 +349,8 @@ def _page(
     return entries, None
 
 
-def _where(region: str, path: bytes) -> bytes:
+def where_of(region: str, path: bytes) -> bytes:
+    """Where a path of a region is, from the backing tree's root."""
     return path if region == LOOSE else join(region.encode(), path)
 
 

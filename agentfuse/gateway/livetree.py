@@ -7,14 +7,16 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import trio
 
 from agentfuse.client import AsyncHome, Content, FileInfo
-from agentfuse.control.registry import NoDaemonError
+from agentfuse.control.registry import NoDaemonError, open_registry
 from agentfuse.door.doors import OnCollision
 from agentfuse.errors import (
+    AgentfuseError,
     BusyError,
     ExistsError,
     NotFoundError,
@@ -23,24 +25,34 @@ from agentfuse.errors import (
     WrongTypeError,
 )
 from agentfuse.gateway.filetree import Body, NewFile, Node, Usage
+from agentfuse.home.tree import Home
+from agentfuse.livefiles import OpenFile, open_content, where_of
 from agentfuse.regions import Creator
 from agentfuse.snapshots.entries import Kind, printable
 
 _PIECE = 256 * 1024
+_LOCAL_PIECE = 1024 * 1024
 
 
 class LiveTree:
-    """One region of the home at a mountpoint; a ``FileTree``. ``limiter``: of what reads contents to be put.
+    """One region of the home at a mountpoint; a ``FileTree``.
 
+    ``limiter``: of what reads contents to be put; ``readers``: of what reads those of the home.
     Also raises ``UnflushedError`` while no daemon answers: the home is being unmounted, or recovered.
     """
 
     def __init__(
-        self, mountpoint: str | os.PathLike[str], region: str, limiter: trio.CapacityLimiter
+        self,
+        mountpoint: str | os.PathLike[str],
+        region: str,
+        limiter: trio.CapacityLimiter,
+        readers: trio.CapacityLimiter,
     ) -> None:
+        self._mountpoint = os.fspath(mountpoint)
         self._home = AsyncHome(mountpoint)
         self._region = region
         self._limiter = limiter
+        self._readers = readers
 
     # -- the interface: see FileTree
 
@@ -56,10 +68,16 @@ class LiveTree:
                 _node(info) async for info in found if info.region == self._region and info.type in _KINDS
             ]
 
-    async def open(self, path: bytes) -> LiveFile:
-        node = await self.stat(path)
+    async def open(self, path: bytes) -> LocalFile | LiveFile:
+        with _asking():
+            info = await self._home.stat(self._at(path))
+        node = _node(info)
         if node.type != "file":
             raise WrongTypeError(f"{printable(path)!r} is no file")
+        if not info.is_absent:
+            local = await trio.to_thread.run_sync(self._open_local, path, node.etag, limiter=self._readers)
+            if local is not None:
+                return LocalFile(local, node)
         return await LiveFile.open(self._home, self._at(path), node)
 
     async def put(
@@ -134,6 +152,23 @@ class LiveTree:
     def _at(self, path: bytes) -> str:
         return f"{self._region}/{os.fsdecode(path)}" if path else self._region
 
+    def _open_local(self, path: bytes, etag: str) -> OpenFile | None:
+        """The content that has this etag, from the home's backing tree.
+
+        None if that is not seen from here, or has changed, or is made by the daemon: it is asked then.
+        """
+        try:
+            record = open_registry(os.environ).find_live(self._mountpoint).record
+            tree = Home(Path(record.state), record.execution).tree
+            fd = open_content(tree, where_of(self._region, path), unlocks=False)
+        except (OSError, AgentfuseError):
+            return None
+        file = OpenFile(fd, "", self._readers)
+        if file.etag == etag:
+            return file
+        os.close(fd)
+        return None
+
     async def _put(self, file: NewFile, creator: Creator, on_collision: OnCollision, if_match: str) -> Node:
         if not file.path:
             raise WrongTypeError("the root is a directory")
@@ -174,8 +209,30 @@ class LiveTree:
         return "replace"
 
 
+class LocalFile:
+    """A file of a live home, open on the disk of this host: many times as fast as its daemon sends it."""
+
+    def __init__(self, file: OpenFile, node: Node) -> None:
+        self.node = node
+        self._file = file
+
+    async def stream(self, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        """As ``LiveFile.stream``."""
+        end = self.node.size if length is None else min(offset + length, self.node.size)
+        while offset < end:
+            piece = await self._file.read(offset, min(_LOCAL_PIECE, end - offset))
+            if not piece:
+                raise BusyError("a file became shorter while it was being read", hint="read it again")
+            offset += len(piece)
+            yield piece
+
+    async def aclose(self) -> None:
+        """Let go of it; again is no mistake."""
+        await self._file.aclose()
+
+
 class LiveFile:
-    """A file of a live home, open; one that replaces it meanwhile is not seen."""
+    """A file of a live home, open by its daemon; one that replaces it meanwhile is not seen."""
 
     def __init__(self, home: AsyncHome, at: str, node: Node) -> None:
         self.node = node

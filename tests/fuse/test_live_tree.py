@@ -29,8 +29,10 @@ from agentfuse.errors import (
 )
 from agentfuse.gateway.filetree import FileTree, NewFile
 from agentfuse.gateway.limits import Limits
-from agentfuse.gateway.livetree import LiveTree
+from agentfuse.gateway.livetree import LiveFile, LiveTree, LocalFile
 from agentfuse.gateway.storedtree import StoredTree
+from agentfuse.home import marks
+from agentfuse.home.tree import Home as HomeOnDisk
 from agentfuse.regions import Creator
 from agentfuse.snapshots.layout import tenant_owner
 
@@ -60,7 +62,7 @@ def new(path: bytes, content: bytes = b"1", mode: int = 0o644) -> NewFile:
 def live(home: Home, monkeypatch: pytest.MonkeyPatch) -> LiveTree:
     """The workspace of a mounted home."""
     monkeypatch.setenv("AGENTFUSE_RUNTIME_DIR", str(home.runtime))
-    return LiveTree(home.path, "workspace", trio.CapacityLimiter(4))
+    return LiveTree(home.path, "workspace", trio.CapacityLimiter(4), trio.CapacityLimiter(4))
 
 
 @asynccontextmanager
@@ -241,6 +243,56 @@ async def test_what_was_opened_stays_what_it_was_though_it_is_replaced(home: Hom
         await file.aclose()
 
 
+async def test_what_is_on_this_host_comes_from_its_disk_and_all_else_from_the_daemon(
+    home: Home, live: LiveTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = os.urandom(3_000_001)
+    await live.put([new(b"here/f", large)], creator=USER)
+
+    async def opened_locally() -> LocalFile:
+        with trio.fail_after(30):
+            while not isinstance(file := await live.open(b"here/f"), LocalFile):
+                await file.aclose()  # its ctime is too young: nothing tells yet that it is the same
+        return file
+
+    file, again = await opened_locally(), await opened_locally()
+    async with AsyncHome(home.path).open("workspace/here/f") as asked:
+        etag = asked.etag
+    assert (file.node.size, file.node.etag) == (len(large), etag)
+    for offset, length in ((0, None), (5, 10), (2_999_999, 10), (3_000_001, None), (9_000_000, 1), (7, 0)):
+        end = None if length is None else offset + length
+        assert b"".join([piece async for piece in file.stream(offset, length)]) == large[offset:end]
+    await live.put([new(b"here/f", b"another")], creator=USER)
+    assert b"".join([piece async for piece in file.stream()]) == large
+    await file.aclose()
+    await file.aclose()
+    await again.aclose()
+
+    await live.put([new(b"here/f", large)], creator=USER)
+    file = await opened_locally()
+    os.truncate(home.path / "workspace/here/f", 10)
+    with pytest.raises(BusyError):
+        [piece async for piece in file.stream()]
+    await file.aclose()
+
+    await live.put([new(b"here/f", large)], creator=USER)
+    await (await opened_locally()).aclose()
+    backing = home.tree / "workspace/here/f"
+    with backing.open("rb") as held:
+        marks.write(held.fileno(), marks.Mark("ab" * 32))
+        absent = await live.open(b"here/f")
+        await absent.aclose()
+        assert isinstance(absent, LiveFile)
+        marks.remove(held.fileno())
+    await (await opened_locally()).aclose()
+    monkeypatch.setattr(HomeOnDisk, "tree", home.tree / "elsewhere", raising=False)
+    monkeypatch.setattr(HomeOnDisk, "__init__", lambda *_: None)
+    away = await live.open(b"here/f")
+    assert isinstance(away, LiveFile)
+    assert b"".join([piece async for piece in away.stream()]) == large
+    await away.aclose()
+
+
 async def test_a_directory_is_copied_whole_or_not_at_all_and_links_lead_nowhere(
     home: Home, live: LiveTree, scratch: Path
 ) -> None:
@@ -285,7 +337,7 @@ async def test_without_a_daemon_nothing_is_said_of_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AGENTFUSE_RUNTIME_DIR", str(tmp_path / "run"))
-    tree = LiveTree(tmp_path, "workspace", trio.CapacityLimiter(1))
+    tree = LiveTree(tmp_path, "workspace", trio.CapacityLimiter(1), trio.CapacityLimiter(1))
     with pytest.raises(UnflushedError):
         await tree.stat(b"a")
     with pytest.raises(UnflushedError):

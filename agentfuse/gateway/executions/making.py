@@ -88,7 +88,7 @@ def make_executions(
         agents=Agents(store, has_others=len(organizations) > 1),
         trees=trees,
         regions=config.regions,
-        live_tree=partial(LiveTree, limiter=limits.uploads),
+        live_tree=partial(LiveTree, limiter=limits.uploads, readers=limits.contents),
     )
 
 
