@@ -13,7 +13,7 @@ import pytest
 from chromium import Chromium, Tab
 from executing import Host
 from executing import host as running_host
-from gateways import OTHER, Gateway
+from gateways import OTHER, SHINZO_OTHER, Gateway
 from pages import ACTIVE, NASTY, SHOWN, is_narrow, sign_in, signed_in, walk
 
 from agentfuse.gateway.executions.record import Execution, Message, Status
@@ -63,14 +63,15 @@ def page_of(host: Host, execution: str, what: str = "") -> str:
     return f"{host.gateway.url}/ui/executions/{execution}{what}"
 
 
-def old_executions(host: Host, number: int) -> None:
-    """Executions that have ended, by their records."""
+def old_executions(host: Host, number: int, organization: str = gateways.ORGANIZATION) -> list[str]:
+    """The ids of executions that have ended, by their records."""
     records = Records(open_store(host.gateway.store))
-    for index in range(number):
+    ids = [str(uuid.uuid4()) for _ in range(number)]
+    for index, execution in enumerate(ids):
         records.create(
             Execution(
-                id=str(uuid.uuid4()),
-                organization=gateways.ORGANIZATION,
+                id=execution,
+                organization=organization,
                 agent="old",
                 tenant="acme",
                 user="somebody",
@@ -84,6 +85,7 @@ def old_executions(host: Host, number: int) -> None:
                 messages=[Message(id=str(uuid.uuid4()), at=1_000_002, text=NASTY_TEXT, user="somebody")],
             )
         )
+    return ids
 
 
 def test_executions_are_listed_filtered_and_paged(tab: Tab, host: Host, execution: str) -> None:
@@ -254,6 +256,13 @@ def test_others_see_nothing_of_it(host: Host, execution: str) -> None:
         with signed_in(host.gateway) as client:
             assert client.get(f"/ui/executions/{wrong}").status_code == 404
             assert client.get(f"/ui/executions/{execution}/{wrong}").status_code in (404, 405)
+
+
+def test_a_key_for_shinzo_alone_pauses_and_ends_nothing(host: Host) -> None:
+    (ended,) = old_executions(host, 1, gateways.OTHER_ORGANIZATION)
+    for key, status in ((SHINZO_OTHER, 403), (OTHER, 409)):
+        with signed_in(host.gateway, key) as client:
+            assert client.post(f"/ui/executions/{ended}/pause").status_code == status
 
 
 def test_a_phone_shows_all_of_it(tab: Tab, host: Host, execution: str) -> None:

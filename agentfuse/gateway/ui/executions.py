@@ -19,6 +19,7 @@ from agentfuse.client import Event
 from agentfuse.errors import AgentfuseError, NotFoundError, UsageError
 from agentfuse.gateway.auth import key_of
 from agentfuse.gateway.bodies import TooLargeError, query_of
+from agentfuse.gateway.edge import DeniedError
 from agentfuse.gateway.executions.record import Execution, Status
 from agentfuse.gateway.executions.service import Executions
 from agentfuse.gateway.filetree import NewFile, Usage, clean
@@ -31,7 +32,7 @@ from agentfuse.gateway.ui.arrivals import ArrivalStream, Ticker, arrival
 from agentfuse.gateway.ui.files import Step
 from agentfuse.gateway.ui.forms import number_of, whole
 from agentfuse.gateway.ui.pages import BASE, HEADERS, fragment, page
-from agentfuse.gateway.ui.sessions import may_change
+from agentfuse.gateway.ui.sessions import may_change, may_run
 from agentfuse.home.walk import join
 from agentfuse.regions import LOOSE, Creator, Region
 
@@ -209,6 +210,8 @@ class ExecutionPages:
     async def act(self, request: Request) -> Response:
         organization, execution = key_of(request).organization, request.path_params["execution_id"]
         action = _action(request)
+        if not may_run(key_of(request)):
+            raise DeniedError("This key may not pause or end executions: that needs one for asteroid.", 403)
         changed = await self._executions.set_status(
             organization, execution, action.status, reason="on the page"
         )
@@ -349,7 +352,7 @@ def _found(request: Request) -> Execution:
 
 def _possible(request: Request, execution: Execution) -> list[Action]:
     """What who is signed in may do to it now."""
-    return [each for each in ACTIONS.values() if may_change(key_of(request)) and is_possible(each, execution)]
+    return [each for each in ACTIONS.values() if may_run(key_of(request)) and is_possible(each, execution)]
 
 
 def _action(request: Request) -> Action:

@@ -113,6 +113,11 @@ def may_change(key: ApiKey) -> bool:
     return any(scope in SCOPES for scope in key.scopes)
 
 
+def may_run(key: ApiKey) -> bool:
+    """Whether it may pause, resume and end executions, as by their API."""
+    return "asteroid" in key.scopes
+
+
 def own_pages_only(request: Request) -> None:
     """Raise ``DeniedError`` for what would change something and comes from another site, or does not say.
 
