@@ -31,7 +31,6 @@ from agentfuse.regions import Creator
 from agentfuse.snapshots.entries import Kind, printable
 
 _PIECE = 256 * 1024
-_LOCAL_PIECE = 1024 * 1024
 
 
 class LiveTree:
@@ -220,7 +219,7 @@ class LocalFile:
         """As ``LiveFile.stream``."""
         end = self.node.size if length is None else min(offset + length, self.node.size)
         while offset < end:
-            piece = await self._file.read(offset, min(_LOCAL_PIECE, end - offset))
+            piece = await self._file.read(offset, min(_PIECE, end - offset))
             if not piece:
                 raise BusyError("a file became shorter while it was being read", hint="read it again")
             offset += len(piece)
