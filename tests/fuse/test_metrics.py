@@ -94,7 +94,7 @@ def test_events_are_counted_by_region_and_kind(home: Home) -> None:
     entry = Registry(home.runtime).find(home.path)
     before = int(home.status()["events"]["newest"])
     (home.path / "uploads/a").write_bytes(b"1")
-    found = ControlClient(entry.socket).events(since=before, follow=True)
+    found = ControlClient(entry.socket).events(since=before, region="uploads", follow=True)
     assert next(event for event in found if event)["kind"] == "arrived"
     assert metrics(home)["agentfuse_events_total", "arrived", "uploads"] == 1
 
