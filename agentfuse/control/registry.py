@@ -19,6 +19,7 @@ from pathlib import Path
 
 from agentfuse.control.mountinfo import resolve_mountpoint
 from agentfuse.errors import BusyError, EnvironmentProblem, NotFoundError
+from agentfuse.locks import is_held
 
 # Whoever asks "is it alive?" holds the lock for microseconds; a daemon that starts outwaits that.
 _PROBE_PATIENCE_S = 0.25
@@ -137,17 +138,7 @@ class Registry:
 
     def is_served(self, mountpoint: Path) -> bool:
         """Whether a daemon holds the lock of this resolved mountpoint."""
-        try:
-            fd = os.open(self._path(mountpoint, "lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
+        return is_held(self._path(mountpoint, "lock"))
 
     def wait_until_released(self, mountpoint: Path, *, timeout_s: float | None) -> bool:
         """Whether the daemon of this resolved mountpoint ended within the time (None: however long)."""

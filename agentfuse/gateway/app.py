@@ -69,6 +69,7 @@ class Parts:
     regions: Sequence[Region]
     store: ObjectStore
     trees: Trees
+    agents: Agents
     executions: Executions
     links: blobs.Links
     limits: Limits
@@ -110,14 +111,15 @@ def build(parts: Parts) -> FastAPI:
         "max_request_bytes": settings.max_request_bytes,
     }
     asteroid = key_dependency(keyring, "asteroid", ASTEROID_HEADERS)
-    app.include_router(temp_files.router(asteroid, temp_files.TempFiles(Staging(parts.store), **bodies)))
+    uploads = Uploads(**bodies)
+    app.include_router(temp_files.router(asteroid, temp_files.TempFiles(Staging(parts.store), uploads)))
     api = Asteroid(
         authenticate=asteroid,
         executions=parts.executions,
         hosts=parts.hosts,
         store=parts.store,
         links=blobs.FileLinks(parts.links, public_url=settings.public_url, presigns=settings.presign),
-        uploads=Uploads(**bodies),
+        uploads=uploads,
         limits=parts.limits,
         public_url=settings.public_url,
     )
@@ -137,8 +139,7 @@ def build(parts: Parts) -> FastAPI:
 def _page(parts: Parts, keyring: Keyring, bodies: _Bodies) -> APIRouter:
     settings = parts.settings
     sessions = Sessions(parts.links.secret, keyring, is_https=settings.public_url.startswith("https://"))
-    agents = Agents(parts.store, has_others=len({key.organization for key in settings.keys}) > 1)
-    remembered = Remembered(parts.store, agents, parts.limits)
+    remembered = Remembered(parts.store, parts.agents, parts.limits)
     memories = (
         MemoryPages(remembered, parts.executions),
         HistoryPages(remembered, parts.executions),
@@ -165,10 +166,9 @@ def _links(parts: Parts) -> APIRouter:
 
 def _shinzo(parts: Parts, authenticate: Authenticate) -> APIRouter:
     homes = Homes(parts.executions, [region.name for region in parts.regions])
-    organizations = {key.organization for key in parts.settings.keys}
     desk = Desk(
         filesystems=Filesystems(parts.regions, parts.trees.get, homes.of),
-        agents=Agents(parts.store, has_others=len(organizations) > 1),
+        agents=parts.agents,
         spool=parts.spool,
         limits=parts.limits,
         max_request_bytes=parts.settings.max_request_bytes,

@@ -23,6 +23,7 @@ from agentfuse.admission import Gateway
 from agentfuse.config import Config
 from agentfuse.errors import AgentfuseError, ConfigError, EnvironmentProblem, StoreError, leaves
 from agentfuse.gateway import blobs
+from agentfuse.gateway.agents import Agents
 from agentfuse.gateway.app import Parts, build
 from agentfuse.gateway.executions.life import PHASES
 from agentfuse.gateway.executions.making import make_executions
@@ -108,8 +109,10 @@ async def _run(
     async with trio.open_nursery() as nursery:
         committer = f"gateway-{secrets.token_hex(8)}"
         trees = Trees(store, committer=committer, nursery=nursery, limits=limits)
+        organizations = {key.organization for key in config.gateway.keys}
+        agents = Agents(store, has_others=len(organizations) > 1)
         executions = make_executions(
-            config, store, trees, config_file=config_file, hosts=hosts, limits=limits, nursery=nursery
+            config, store, trees, agents, config_file=config_file, hosts=hosts, limits=limits, nursery=nursery
         )
         metrics.watch_executions(executions.lives.count_in, PHASES)
         parts = Parts(
@@ -117,6 +120,7 @@ async def _run(
             regions=config.regions,
             store=store,
             trees=trees,
+            agents=agents,
             executions=executions,
             links=links,
             limits=limits,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -14,17 +13,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from agentfuse.admission import ApiKey
 from agentfuse.errors import UsageError
 from agentfuse.gateway import describe
+from agentfuse.gateway.asteroid.uploads import Uploads
 from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
-from agentfuse.gateway.bodies import JsonAnswer, TooLargeError, query_of
+from agentfuse.gateway.bodies import JsonAnswer, query_of
 from agentfuse.gateway.edge import DeniedError
-from agentfuse.gateway.filetree import Body
-from agentfuse.gateway.limits import Limits
-from agentfuse.gateway.multipart import Part, read_form
-from agentfuse.gateway.spool import Spool
+from agentfuse.gateway.filetree import Body, NewFile
 from agentfuse.gateway.staging import Staging
 from agentfuse.home.mime import HEAD_BYTES, type_of
 from agentfuse.regions import MiB
-from agentfuse.snapshots.entries import MAX_NAME_BYTES
 
 MAX_FILE_BYTES = 200 * MiB
 """What an execution's uploads may hold by default: a larger file could never be attached."""
@@ -52,13 +48,11 @@ def router(authenticate: Authenticate, api: TempFiles) -> APIRouter:
 
 
 class TempFiles:
-    """What the routes do. ``spool`` is where bodies wait."""
+    """What the routes do."""
 
-    def __init__(self, staging: Staging, *, spool: Path, limits: Limits, max_request_bytes: int) -> None:
+    def __init__(self, staging: Staging, uploads: Uploads) -> None:
         self._staging = staging
-        self._spool = spool
-        self._limits = limits
-        self._max_request_bytes = max_request_bytes
+        self._uploads = uploads
 
     async def stage(self, request: Request) -> Response:
         """Stage files of an organization for an execution. They expire after 60 minutes."""
@@ -72,22 +66,12 @@ class TempFiles:
     async def _stage(self, request: Request, organization: str) -> Response:
         key = key_of(request)
         _require_member(organization, key)
-        with Spool(self._spool) as spool:
-            form = await read_form(
-                request,
-                spool,
-                self._limits.spool,
-                files="files",
-                max_file_bytes=MAX_FILE_BYTES,
-                max_bytes=self._max_request_bytes,
-            )
-            files = [_checked(part) for part in form.files]
-            if not files:
-                raise UsageError("no files", hint="send them as parts named 'files'")
-            if any(part.is_too_large for part in form.files):
-                raise TooLargeError(f"a file is larger than {MAX_FILE_BYTES:,} bytes")
+        async with self._uploads.files(request, max_file_bytes=MAX_FILE_BYTES) as files:
             staged = await trio.to_thread.run_sync(
-                self._staging.stage, key.organization, files, limiter=self._limits.uploads
+                self._staging.stage,
+                key.organization,
+                [_described(file) for file in files],
+                limiter=self._uploads.limits.uploads,
             )
         return JsonAnswer({"tempFiles": [{"id": each.id, "name": each.name} for each in staged]})
 
@@ -101,9 +85,7 @@ def _require_member(organization: str, key: ApiKey) -> None:
         raise DeniedError("User is not a member of the organization.", 403)
 
 
-def _checked(part: Part) -> tuple[str, str, Body]:
-    """Name, media type and content of a part, if it can be a file."""
-    if not part.name or part.name in (b".", b"..") or b"\0" in part.name or len(part.name) > MAX_NAME_BYTES:
-        raise UsageError("a part without a name that a file can have")
-    head = part.body.open().read(HEAD_BYTES)
-    return os.fsdecode(part.name), type_of(part.name, head), part.body
+def _described(file: NewFile) -> tuple[str, str, Body]:
+    """Name, media type and content of a file."""
+    head = file.body.open().read(HEAD_BYTES)
+    return os.fsdecode(file.path), type_of(file.path, head), file.body

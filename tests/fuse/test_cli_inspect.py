@@ -197,10 +197,10 @@ def test_doctor_names_what_is_wrong_and_the_fix(host: Host) -> None:
     host.mount()
     (host.home / "shared/x").touch()
     host.kill()
-    found = verdicts(host)
-    assert str(host.home) in found["dead mounts"]["found"]
-    assert found["dead mounts"]["fix"] == f"agentfuse umount {host.home}"
-    assert "e1" in found["unflushed homes"]["found"]
+    dead = [each for each in answer(host, "doctor") if each["check"] == "dead mounts"]
+    (ours,) = [each for each in dead if each["found"].startswith(f"{host.home}: ")]  # others may be there
+    assert (ours["verdict"], ours["fix"]) == ("warn", f"agentfuse umount {host.home}")
+    assert "e1" in verdicts(host)["unflushed homes"]["found"]
     found = verdicts(host, "--store", "gopher://x", "--state", "/proc/x", code=69)
     assert found["state"]["verdict"] == found["object store"]["verdict"] == "fail"
     assert "--state" in found["state"]["fix"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from agentfuse.control.messages import Event
@@ -99,18 +100,19 @@ def _of_record(execution: Execution) -> Iterable[Activity]:
             change.at,
             (0, number),
             part_id(execution.id, f"changes/{number}"),
-            lambda change=change: {"activityType": "status_changed", "status": change.status},  # type: ignore[misc]
+            partial(dict, activityType="status_changed", status=change.status),
         )
     for number, message in enumerate(execution.messages):
         yield Activity(
             message.at,
             (1, number),
             message.id,
-            lambda message=message: {  # type: ignore[misc]
-                "activityType": "user_message_received",
-                "message": message.text,
-                "userUUID": message.user,
-            },
+            partial(
+                dict,
+                activityType="user_message_received",
+                message=message.text,
+                userUUID=message.user,
+            ),
         )
 
 

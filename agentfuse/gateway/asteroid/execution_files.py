@@ -17,7 +17,6 @@ from agentfuse.errors import BusyError, NotFoundError, UsageError, WrongTypeErro
 from agentfuse.gateway import describe
 from agentfuse.gateway.addresses import base_url
 from agentfuse.gateway.asteroid import activities, fields, files, models
-from agentfuse.gateway.asteroid.together import together
 from agentfuse.gateway.asteroid.uploads import Uploads, put_all
 from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
 from agentfuse.gateway.blobs import FileLinks, Place
@@ -26,6 +25,7 @@ from agentfuse.gateway.executions.record import Execution, Status
 from agentfuse.gateway.executions.service import Executions
 from agentfuse.gateway.filetree import Node
 from agentfuse.gateway.ids import file_id
+from agentfuse.gateway.together import together
 from agentfuse.regions import MiB
 
 MAX_FILE_BYTES = 200 * MiB

@@ -5,8 +5,9 @@ Pure: from a query to a :class:`Wanted`, from records to a page of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -152,10 +153,9 @@ def _of_records(query: Mapping[str, Sequence[str]], one: Mapping[str, str]) -> I
     if "executionId" in one:
         part = one["executionId"].lower()
         yield lambda execution: part in execution.id
-    for name in ("workflowId", "agentId"):
-        if name in one:
-            agent = one[name]
-            yield lambda execution, agent=agent: execution.agent == agent  # type: ignore[misc]
+    agents = {one[name] for name in ("workflowId", "agentId") if name in one}
+    if agents:
+        yield lambda execution: agents == {execution.agent}
     statuses = {Status(each) for each in fields.all_of(query.get("status", ()), "status", Status)}
     if statuses:
         yield lambda execution: execution.status in statuses
@@ -165,8 +165,7 @@ def _of_records(query: Mapping[str, Sequence[str]], one: Mapping[str, str]) -> I
         yield lambda execution: execution.status in in_phases
     for name in ("profileIds", "agentProfileIds"):
         if name in query:
-            profiles = set(query[name])
-            yield lambda execution, profiles=profiles: execution.profile in profiles  # type: ignore[misc]
+            yield partial(_has_profile, set(query[name]))
 
 
 def _of_times(one: Mapping[str, str], now: float) -> Iterable[Test]:
@@ -188,17 +187,24 @@ def _of_values(query: Mapping[str, Sequence[str]], one: Mapping[str, str]) -> It
     if any(not equals for _, equals, _ in pairs):
         raise UsageError("metadata must be key=value")
     for key, value in [(key, value) for key, _, value in pairs] + _pair(one, "metadataKey", "metadataValue"):
-        yield lambda execution, key=key, value=value: (  # type: ignore[misc]
-            key in execution.metadata and fields.shown_value(execution.metadata[key]) == value
-        )
+        yield partial(_has_metadata, key, value)
     for key, value in _pair(one, "inputsKey", "inputsValue"):
-        yield lambda execution, key=key, value=value: (  # type: ignore[misc]
-            key in execution.inputs
-            and value.casefold() in fields.shown_value(execution.inputs[key]).casefold()
-        )
+        yield partial(_has_input, key, value)
     if "outcomeLabel" in one:
         outcome = one["outcomeLabel"].casefold()
         yield lambda execution: outcome in outcome_of(execution)
+
+
+def _has_profile(profiles: Collection[str], execution: Execution) -> bool:
+    return execution.profile in profiles
+
+
+def _has_metadata(key: str, value: str, execution: Execution) -> bool:
+    return key in execution.metadata and fields.shown_value(execution.metadata[key]) == value
+
+
+def _has_input(key: str, part: str, execution: Execution) -> bool:
+    return key in execution.inputs and part.casefold() in fields.shown_value(execution.inputs[key]).casefold()
 
 
 def _pair(one: Mapping[str, str], key: str, value: str) -> list[tuple[str, str]]:

@@ -20,7 +20,6 @@ from agentfuse.errors import NotFoundError, UsageError
 from agentfuse.gateway import describe
 from agentfuse.gateway.addresses import base_url
 from agentfuse.gateway.asteroid import files, models
-from agentfuse.gateway.asteroid.together import together
 from agentfuse.gateway.asteroid.uploads import Uploads, put_all
 from agentfuse.gateway.auth import DESCRIBED_ASTEROID, Authenticate, key_of
 from agentfuse.gateway.blobs import FileLinks
@@ -30,6 +29,7 @@ from agentfuse.gateway.executions.service import PATIENCE_S, Executions
 from agentfuse.gateway.filetree import FileTree, NewFile, Node
 from agentfuse.gateway.ids import shared_file_id
 from agentfuse.gateway.limits import Limits
+from agentfuse.gateway.together import together
 from agentfuse.objectstore.base import ObjectStore
 from agentfuse.regions import Creator, MiB
 from agentfuse.snapshots.entries import parent_of

@@ -6,7 +6,6 @@ The supervisor's directory tells everything (``supervisor``), so a gateway finds
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from agentfuse.gateway.executions import supervisor
 from agentfuse.gateway.executions.journal import Journal
 from agentfuse.gateway.executions.record import Execution
 from agentfuse.home.tree import write_durably
+from agentfuse.locks import is_held
 
 _PLACE = re.compile("|".join(map(re.escape, PLACES)))
 _LOG = logging.getLogger(__name__)
@@ -113,13 +113,13 @@ class Launchers:
     async def ended(self, execution: str) -> Exit:
         """Wait for the end of a launcher that has been started."""
         directory = self._directory(execution)
-        while _is_held(directory / "lock"):
+        while is_held(directory / "lock"):
             process = self._process(directory)
             if process is None:
                 await trio.sleep(_POLL_S)
                 continue
             try:
-                if _is_held(directory / "lock"):  # so it is the supervisor's, not one with its number
+                if is_held(directory / "lock"):  # so it is the supervisor's, not one with its number
                     await trio.lowlevel.wait_readable(process)
             finally:
                 os.close(process)
@@ -145,11 +145,11 @@ class Launchers:
         """Stop all its processes, or have them go on; what has ended stays as it is."""
         directory = self._directory(execution)
         mark = directory / "paused"
-        if mark.exists() == paused or not _is_held(directory / "lock"):
+        if mark.exists() == paused or not is_held(directory / "lock"):
             return
         self._signal(execution, signal.SIGUSR1 if paused else signal.SIGUSR2)
         with trio.move_on_after(_PAUSE_S) as waiting:
-            while mark.exists() != paused and _is_held(directory / "lock"):  # noqa: ASYNC110
+            while mark.exists() != paused and is_held(directory / "lock"):  # noqa: ASYNC110
                 await trio.sleep(_POLL_S)
         if waiting.cancelled_caught:
             _LOG.warning("execution %s: its launcher did not %s", execution, "stop" if paused else "go on")
@@ -207,7 +207,7 @@ class Launchers:
         if process is None:
             return
         try:
-            if _is_held(directory / "lock"):
+            if is_held(directory / "lock"):
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(process, number)
         finally:
@@ -235,20 +235,6 @@ def _kill_left(inputs: Path) -> int:
             finally:
                 os.close(process)
     return killed
-
-
-def _is_held(lock: Path) -> bool:
-    try:
-        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 # msgspec learns a type at its first use; two threads at once would crash the process.

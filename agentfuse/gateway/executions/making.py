@@ -39,6 +39,7 @@ def make_executions(
     config: Config,
     store: ObjectStore,
     trees: Trees,
+    agents: Agents,
     *,
     config_file: Path | None,
     hosts: Hosts,
@@ -80,12 +81,11 @@ def make_executions(
         limiter=limits.lives,
         max_restarts=settings.max_restarts,
     )
-    organizations = {key.organization for key in settings.keys}
     return Executions(
         means,
         Lives(means, hosts=hosts, keep_ended_s=config.keep_ended_s, nursery=nursery),
         hosts=hosts,
-        agents=Agents(store, has_others=len(organizations) > 1),
+        agents=agents,
         trees=trees,
         regions=config.regions,
         live_tree=partial(LiveTree, limiter=limits.uploads, readers=limits.contents),

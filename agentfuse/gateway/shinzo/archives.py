@@ -14,13 +14,14 @@ from starlette.responses import Response
 from agentfuse.errors import ExistsError, NotFoundError, QuotaExceededError, UsageError, WrongTypeError
 from agentfuse.gateway.bodies import JsonAnswer, read_json
 from agentfuse.gateway.filetree import NewFile, Node
-from agentfuse.gateway.shinzo.contents import SMALL_BYTES, read_small, together, windows
+from agentfuse.gateway.shinzo.contents import SMALL_BYTES, read_small, windows
 from agentfuse.gateway.shinzo.desk import Desk, flag, number
 from agentfuse.gateway.shinzo.filesystem import USER, Filesystem, Place
 from agentfuse.gateway.shinzo.packing import FORMATS, Format, Packer, format_of, packer
 from agentfuse.gateway.shinzo.paths import absolute, path_in
 from agentfuse.gateway.shinzo.unpacking import Contents, unpack
 from agentfuse.gateway.spool import Spool, Spooled
+from agentfuse.gateway.together import together
 from agentfuse.home.walk import join
 from agentfuse.snapshots.entries import parent_of, printable
 

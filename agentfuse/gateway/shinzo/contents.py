@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from agentfuse.gateway.filetree import Node
 from agentfuse.gateway.shinzo.filesystem import Filesystem
 from agentfuse.gateway.shinzo.matching import kill, python
 from agentfuse.gateway.shinzo.searcher import RECORD
+from agentfuse.gateway.together import together
 from agentfuse.regions import MiB
 
 SMALL_BYTES = 256 * 1024
@@ -90,21 +91,3 @@ async def _read_mounted(home: Path, nodes: Sequence[Node]) -> dict[bytes, tuple[
             found[node.path] = (replace(node, size=size, mtime_ns=mtime_ns, mode=mode), content)
             at += size
     return found
-
-
-async def together(works: Iterable[Callable[[], Awaitable[object]]]) -> None:
-    """Do all of them at a time. The first that fails ends the others, and its error is raised."""
-    failures: list[Exception] = []
-
-    async def attempt(work: Callable[[], Awaitable[object]]) -> None:
-        try:
-            await work()
-        except Exception as error:  # noqa: BLE001  # it is raised below, alone
-            failures.append(error)
-            nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for work in works:
-            nursery.start_soon(attempt, work)
-    if failures:
-        raise failures[0]
