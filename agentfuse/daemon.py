@@ -55,6 +55,7 @@ from agentfuse.metrics.publishing import keep_textfile
 from agentfuse.operators import Life, Operators
 from agentfuse.progress import Reporter
 from agentfuse.regions import PLATFORM, Scope
+from agentfuse.supervision import Supervisor, supervisor_of
 from agentfuse.sync.backfill import Backfill
 from agentfuse.sync.background import Pace, RegionSync
 from agentfuse.sync.hydration import Hydration
@@ -267,6 +268,9 @@ class Mount:
                 on_ready(operators.status())
                 serving.start_soon(self._hydrate)
                 serving.start_soon(self._notify)
+                supervisor = supervisor_of(os.environ)
+                if supervisor.watchdog_s is not None:
+                    nursery.start_soon(self._answer_watchdog, supervisor, supervisor.watchdog_s)
         finally:
             self._life.state = "flushing"
             self._life.ended.set()
@@ -312,6 +316,19 @@ class Mount:
                 await trio.sleep(_NOTICES_AGAIN_S)
             else:
                 return
+
+    async def _answer_watchdog(self, supervisor: Supervisor, watchdog_s: float) -> None:
+        """While it is mounted, all is well as long as a request of somebody else's is answered."""
+        while True:
+            if self._life.state == "live":
+                try:
+                    await self._doors.ping()
+                except AgentfuseError as error:
+                    log.warning("no answer through the mount: %s", error)
+                    await trio.sleep(watchdog_s / 4)
+                    continue
+            supervisor.alive()
+            await trio.sleep(watchdog_s / 4)
 
     def _content_of(self, name: bytes) -> bytes | None:
         """What a file of ``.agentfuse/`` is to hold when it is opened, if it is one that is made then."""

@@ -25,6 +25,7 @@ from agentfuse.control.mountinfo import mounts_at, resolve_mountpoint
 from agentfuse.errors import AgentfuseError
 from agentfuse.logs import Whose, is_journal, log_to_file, log_to_stream
 from agentfuse.progress import Progress, Reporter
+from agentfuse.supervision import SupervisedReporter, supervisor_of
 
 OnReady = Callable[[dict[str, object]], None]
 
@@ -75,9 +76,12 @@ def serve_foreground(config: Config, request: Request) -> None:
     """Be the daemon until the mount ends; raises as ``daemon.serve`` does."""
     log_to_stream(sys.stderr, config.log_format, request.whose, os.environ)
     is_logged = config.log_format in {"journald", "json"} or is_journal(sys.stderr, os.environ)
+    supervisor = supervisor_of(os.environ)
     reporter: Reporter = LogReporter() if is_logged else terminal_reporter()
+    reporter = SupervisedReporter(reporter, supervisor)
 
     def on_ready(status: dict[str, object]) -> None:
+        supervisor.ready(f"mounted at {request}")
         reporter.say(f"ready: {request}, pid {status['pid']}")
         reporter.say(f"end it with: agentfuse umount {request.mountpoint} (or Ctrl-C)")
 

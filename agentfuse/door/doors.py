@@ -218,6 +218,10 @@ class Doors:
         """Change the permissions of a file or directory."""
         await self._ask("set mode", region, path, creator, mode=mode)
 
+    async def ping(self) -> None:
+        """Return when the mount has answered a request of another process."""
+        await self._done({"do": "ping", "path": "."}, Creator.SYSTEM)
+
     async def write_back(self, paths: Iterable[bytes]) -> None:
         """Have the kernel send what was changed through mappings of these files, given from the home's root.
 
@@ -269,8 +273,12 @@ class Doors:
         content: _Content | None = None,
         **details: object,
     ) -> dict[str, Any]:
-        where = self._joined(region, path)
-        command = {"do": what, "path": where, "owner": self._owner, **details}
+        command = {"do": what, "path": self._joined(region, path), "owner": self._owner, **details}
+        return await self._done(command, creator, content)
+
+    async def _done(
+        self, command: dict[str, Any], creator: Creator, content: _Content | None = None
+    ) -> dict[str, Any]:
         with trio.CancelScope() as scope:
             if self._closers:
                 raise _unmounting()
@@ -281,7 +289,7 @@ class Doors:
                 async with self._open:
                     done = await self._through_a_door(command, creator, content)
                     if "errno" in done:
-                        raise _error(done["errno"], where)
+                        raise _error(done["errno"], command["path"])
                     return done
             finally:
                 self._under_way.discard(scope)

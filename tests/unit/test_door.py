@@ -446,3 +446,12 @@ async def test_a_door_that_was_killed_while_it_waited_for_work_is_not_asked(hous
     os.close(watched)
     await house.put(b"b", b"1")
     assert set(house.uploads()) == {"a", "b"}
+
+
+async def test_a_ping_is_answered_by_the_mount_it_was_made_for_and_by_no_other(house: House) -> None:
+    await house.doors.ping()
+    house.doors.device += 1
+    async with house.doors.closed():
+        pass  # a door remembers where it goes
+    with pytest.raises(AgentfuseError):
+        await house.doors.ping()
