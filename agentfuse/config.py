@@ -64,6 +64,7 @@ class Config:
 
     ``metrics``: where Prometheus may ask, ``metrics_file``: a file for node_exporter, with ``{execution}`` in
     its name, written every ``metrics_interval_s``; None for neither. ``log_format``: see ``agentfuse.logs``.
+    ``mount_helper``: the socket of agentfuse-mount-helper, which mounts for daemons without privileges.
     """
 
     store: str
@@ -84,6 +85,7 @@ class Config:
     metrics_file: Path | None = None
     metrics_interval_s: float = 15.0
     log_format: LogFormat = "auto"
+    mount_helper: Path | None = None
     gateway: admission.Gateway = field(default_factory=admission.Gateway)
 
 
@@ -281,6 +283,10 @@ def _log_format(value: object) -> LogFormat:
     raise ValueError(f"{shown(value)} is not a format of logs; write one of {', '.join(LOG_FORMATS)}")
 
 
+def _mount_helper(value: object) -> Path:
+    return absolute_path(value, "/run/agentfuse/mount.sock")
+
+
 _TOP: dict[str, Callable[[object], Any]] = {
     "store": _store,
     "state": _state,
@@ -296,6 +302,7 @@ _TOP: dict[str, Callable[[object], Any]] = {
     "metrics_file": textfile,
     "metrics_interval": parse_interval,
     "log_format": _log_format,
+    "mount_helper": _mount_helper,
 }
 # A region's keys: how to read each, and the field of Region that it sets.
 _REGION: dict[str, tuple[Callable[[object], Any], str]] = {
@@ -428,6 +435,7 @@ class _Reading:
             metrics_file=self.values.get("metrics_file"),
             metrics_interval_s=self.values.get("metrics_interval", 15.0),
             log_format=self.values.get("log_format", "auto"),
+            mount_helper=self.values.get("mount_helper"),
             creators=tuple(self.creators),
             webhooks=tuple(self.webhooks),
             inboxes=tuple(self.inboxes),

@@ -22,7 +22,6 @@ from urllib.parse import unquote
 import trio
 
 from agentfuse import longlived
-from agentfuse import mountpoint as mountpoints
 from agentfuse.config import Config
 from agentfuse.control.mountinfo import mounts_at, resolve_mountpoint
 from agentfuse.control.registry import MountRecord, Registry, open_registry
@@ -46,12 +45,14 @@ from agentfuse.events.webhooks import Webhooks
 from agentfuse.flush import FinalFlush, Watchers
 from agentfuse.freezing import Freezer
 from agentfuse.fuse.session import Session, SessionOptions, mounted, widen_read_ahead
+from agentfuse.helped import mounter_of
 from agentfuse.home.files import Files
 from agentfuse.home.observer import Found
 from agentfuse.home.quota import Account
 from agentfuse.home.tree import Home, now, regular_files
 from agentfuse.livefiles import LiveFiles
 from agentfuse.metrics.publishing import keep_textfile
+from agentfuse.mountpoint import Mounter
 from agentfuse.operators import Life, Operators
 from agentfuse.progress import Reporter
 from agentfuse.regions import PLATFORM, Scope
@@ -107,8 +108,8 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
         inboxes = open_inboxes(
             config.inboxes, {**ours, "mountpoint": mountpoint}, agent=spec.agent, execution=spec.execution
         )
-        mountpoints.require_fuse()
-        if mountpoints.prepare(mountpoint):
+        mounter = mounter_of(config.mount_helper, mountpoint)
+        if mounter.prepare():
             reporter.say(f"replaced a dead mount at {mountpoint}")
         home = Home(config.state, spec.execution)
         _make_directory(home.path)
@@ -124,7 +125,16 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
             )
             keeper.open()
             whose = replace(spec, mountpoint=mountpoint)
-            mount = Mount(config, whose, keeper, registry, reporter, endpoints=endpoints, inboxes=inboxes)
+            mount = Mount(
+                config,
+                whose,
+                keeper,
+                registry,
+                reporter,
+                mounter=mounter,
+                endpoints=endpoints,
+                inboxes=inboxes,
+            )
             trio.run(mount.run, on_ready)
             if mount.failure is not None:
                 if not mount.was_mounted and not keeper.resumed:
@@ -146,6 +156,7 @@ class Mount:
         registry: Registry,
         reporter: Reporter,
         *,
+        mounter: Mounter,
         endpoints: Sequence[Endpoint],
         inboxes: Sequence[Opened],
     ) -> None:
@@ -153,9 +164,10 @@ class Mount:
         self._keeper = keeper
         self._registry = registry
         self._reporter = reporter
+        self._mounter = mounter
         self._doors = Doors(spec.mountpoint, owner_of(config), keeper.ledger)
         self._options = SessionOptions(
-            allow_other=mountpoints.may_allow_other(),
+            allow_other=mounter.allow_other,
             xattrs=config.xattrs,
             extra=config.mount_options,
             creator_of=self._doors.creator_of,
@@ -230,19 +242,18 @@ class Mount:
 
     @contextlib.contextmanager
     def _mounted(self) -> Iterator[Session]:
-        path = self._spec.mountpoint
         with (
-            mountpoints.closed_below(path) as close_below,
+            self._mounter.mounting(noexec="noexec" in self._options.extra) as (target, is_mounted),
             mounted(
                 self._keeper.home.tree,
-                path,
+                target,
                 self._keeper.ledger,
                 self._hydration,
                 self._options,
                 frozen=self._keeper.frozen,
             ) as session,
         ):
-            close_below()
+            is_mounted()
             yield session
 
     async def _serve(self, nursery: trio.Nursery, on_ready: OnReady) -> None:
@@ -291,7 +302,7 @@ class Mount:
                 async with self._doors.closed():
                     pass
                 if any(entry.is_ours and entry.minor == minor for entry in mounts_at(path)):
-                    await trio.to_thread.run_sync(partial(mountpoints.detach, path, lazy=True))
+                    await trio.to_thread.run_sync(partial(self._mounter.detach, lazy=True))
 
     async def _run_session(self) -> None:
         try:
@@ -394,7 +405,7 @@ class Mount:
     async def _detach(self, *, lazy: bool) -> None:
         path = self._spec.mountpoint
         self._life.leases.release()
-        detach = partial(mountpoints.detach, path, lazy=lazy)
+        detach = partial(self._mounter.detach, lazy=lazy)
         if self._is_on_path():
             self._reporter.say(f"unmounting {path}")
             if lazy:

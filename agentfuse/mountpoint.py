@@ -1,6 +1,7 @@
 """The directory that a home is mounted on: fit for it before, closed to writes while nothing is mounted.
 
-Never stats a path that may be a dead mount; asks mountinfo instead.
+Mounted by ourselves, as root or through fusermount3, or by ``agentfuse-mount-helper`` for a daemon without
+privileges. Never stats a path that may be a dead mount; asks mountinfo instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from agentfuse.control.liveness import liveness
 from agentfuse.control.mountinfo import mounts_at
@@ -27,13 +29,86 @@ _FUSERMOUNT_DEADLINE_S = 60.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def prepare(mountpoint: Path) -> bool:
-    """Make sure that a resolved mountpoint can be mounted on.
+class Mounter(Protocol):
+    """Mounts and unmounts one resolved mountpoint. ``allow_other``: whether other users are let in."""
 
-    A stale mount of ours is detached first; the caller holds the mountpoint's lock, so its daemon is
-    dead. Returns whether there was one. Raises ``MountError`` and ``EnvironmentProblem``.
+    allow_other: bool
+
+    def prepare(self) -> bool:
+        """Make sure that it can be mounted on.
+
+        A stale mount of ours is detached first; the caller holds the mountpoint's lock, so its daemon is
+        dead. Returns whether there was one. Raises ``MountError`` and ``EnvironmentProblem``.
+        """
+
+    def mounting(self, *, noexec: bool) -> contextlib.AbstractContextManager[tuple[str, Callable[[], None]]]:
+        """What libfuse is to mount at, and what to call once it has.
+
+        Afterwards the directory below is 0555, and root's if the privilege is there, for good.
+        """
+
+    def detach(self, *, lazy: bool) -> None:
+        """Unmount what is on top; blocks while the kernel writes back.
+
+        Raises ``MountError`` when it is busy (never when ``lazy``) or not mounted.
+        """
+
+
+class OwnMounter:
+    """Mounts as root, or as fusermount3 lets its user."""
+
+    def __init__(self, mountpoint: Path) -> None:
+        self._mountpoint = mountpoint
+        self.allow_other = may_allow_other()
+
+    def prepare(self) -> bool:
+        """As the protocol says."""
+        require_fuse()
+        replaced = detach_stale(self._mountpoint, self)
+        st = require_directory(self._mountpoint)
+        if os.geteuid() != 0:
+            _require_fusermount(self._mountpoint, st)
+        return replaced
+
+    @contextlib.contextmanager
+    def mounting(self, *, noexec: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+        """As the protocol says; fusermount3 mounts only on what its user may write, so an ordinary user's
+        directory is closed once it is mounted, through a descriptor from before the mount covered it.
+        """
+        with _closed_below(self._mountpoint) as close_below:
+            yield str(self._mountpoint), close_below
+
+    def detach(self, *, lazy: bool) -> None:
+        """As the protocol says."""
+        detach(self._mountpoint, lazy=lazy)
+
+
+def detach_stale(mountpoint: Path, mounter: Mounter | None = None) -> bool:
+    """Detach mounts whose daemon is dead from a resolved path; whether there were any.
+
+    The caller holds the mountpoint's lock. Raises ``BusyError`` when a daemon lives there after all,
+    ``MountError`` when something else is mounted.
     """
-    replaced = detach_stale(mountpoint)
+    found = mounts_at(mountpoint)
+    if found and not found[-1].is_ours:
+        raise MountError(
+            f"{mountpoint} is already a mount ({found[-1].fstype})",
+            hint=f"umount {mountpoint}, or give another directory",
+        )
+    ours = [entry for entry in found if entry.is_ours]
+    if ours and (state := liveness(mountpoint)) != "dead":
+        raise BusyError(
+            f"{mountpoint} is already mounted by a daemon that is {state}",
+            hint=f"end that one first: agentfuse umount {mountpoint}",
+        )
+    mounter = mounter or OwnMounter(mountpoint)
+    for _ in ours:  # they stack
+        mounter.detach(lazy=True)
+    return bool(ours)
+
+
+def require_directory(mountpoint: Path) -> os.stat_result:
+    """Raise ``MountError`` unless it is an empty directory."""
     try:
         st = os.stat(mountpoint)
         entries = os.listdir(mountpoint)
@@ -53,18 +128,11 @@ def prepare(mountpoint: Path) -> bool:
             f"{mountpoint} is not empty ({len(entries)} entries): they would be hidden by the mount",
             hint="move them away, or give another directory",
         )
-    if os.geteuid() != 0:
-        _require_fusermount(mountpoint, st)
-    return replaced
+    return st
 
 
 @contextlib.contextmanager
-def closed_below(mountpoint: Path) -> Iterator[Callable[[], None]]:
-    """Around a mount: leave the directory below it 0555, and root's when we are root, for good.
-
-    Yields what to call once it is mounted: fusermount3 mounts only on what its user may write, so an
-    ordinary user's directory is closed then, through a descriptor from before the mount covered it.
-    """
+def _closed_below(mountpoint: Path) -> Iterator[Callable[[], None]]:
     below = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.geteuid() == 0:
@@ -118,30 +186,7 @@ def detach(mountpoint: Path, *, lazy: bool) -> None:
         return
     flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
     if _libc.umount2(os.fsencode(mountpoint), flags) != 0:
-        raise _unmount_error(mountpoint, ctypes.get_errno())
-
-
-def detach_stale(mountpoint: Path) -> bool:
-    """Detach mounts whose daemon is dead from a resolved path; whether there were any.
-
-    The caller holds the mountpoint's lock. Raises ``BusyError`` when a daemon lives there after all,
-    ``MountError`` when something else is mounted.
-    """
-    found = mounts_at(mountpoint)
-    if found and not found[-1].is_ours:
-        raise MountError(
-            f"{mountpoint} is already a mount ({found[-1].fstype})",
-            hint=f"umount {mountpoint}, or give another directory",
-        )
-    ours = [entry for entry in found if entry.is_ours]
-    if ours and (state := liveness(mountpoint)) != "dead":
-        raise BusyError(
-            f"{mountpoint} is already mounted by a daemon that is {state}",
-            hint=f"end that one first: agentfuse umount {mountpoint}",
-        )
-    for _ in ours:  # they stack
-        detach(mountpoint, lazy=True)
-    return bool(ours)
+        raise unmount_error(mountpoint, ctypes.get_errno())
 
 
 def _require_fusermount(mountpoint: Path, st: os.stat_result) -> None:
@@ -163,10 +208,11 @@ def _fusermount_unmount(mountpoint: Path, *, lazy: bool) -> None:
         raise MountError(f"fusermount3 did not unmount {mountpoint}: {error}") from error
     if done.returncode != 0:
         code = errno.EBUSY if "busy" in done.stderr.lower() else errno.EINVAL
-        raise _unmount_error(mountpoint, code)
+        raise unmount_error(mountpoint, code)
 
 
-def _unmount_error(mountpoint: Path, code: int) -> MountError:
+def unmount_error(mountpoint: Path, code: int) -> MountError:
+    """Why the kernel does not unmount it."""
     if code == errno.EBUSY:
         return MountError(
             f"{mountpoint} is busy: a process works in it or has a file of it open",

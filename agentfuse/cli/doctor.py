@@ -24,6 +24,7 @@ from agentfuse.control.liveness import liveness
 from agentfuse.control.mountinfo import mounts
 from agentfuse.control.registry import open_registry
 from agentfuse.errors import AgentfuseError, ConfigError, EnvironmentProblem
+from agentfuse.helped import HelpedMounter
 from agentfuse.home.tree import list_homes
 from agentfuse.objectstore import open_store, probe
 
@@ -74,16 +75,23 @@ def doctor(
 def _findings(*, config: str | None, store: str | None, state: str | None) -> Iterator[Finding]:
     yield _python()
     yield from _guarded("/proc", _proc)
-    yield from _guarded("/dev/fuse", _device)
-    if os.geteuid() != 0:
-        yield from _guarded("allow_other", _allow_other)
-    yield from _guarded("mounting", _mounting)
-    yield from _guarded("open files", _descriptors)
+    settings, problems = None, []
     try:
         settings = options.configure(config=config, store=store, state=state)
     except ConfigError as error:
-        for problem in error.problems:
-            yield Finding("configuration", "fail", problem, "correct it as the line says")
+        problems = error.problems
+    helper = settings.mount_helper if settings else None
+    if helper is not None:
+        yield from _guarded("mount helper", lambda: _mount_helper(helper))
+    else:
+        yield from _guarded("/dev/fuse", _device)
+        if os.geteuid() != 0:
+            yield from _guarded("allow_other", _allow_other)
+        yield from _guarded("mounting", _mounting)
+    yield from _guarded("open files", _descriptors)
+    for problem in problems:
+        yield Finding("configuration", "fail", problem, "correct it as the line says")
+    if settings is None:
         return
     yield Finding("configuration", "ok", "no mistakes")
     yield from _guarded("state", lambda: _state(settings))
@@ -124,6 +132,11 @@ def _proc() -> Iterator[Finding]:
 def _device() -> Iterator[Finding]:
     mountpoints.require_fuse()
     yield Finding("/dev/fuse", "ok", "can be opened")
+
+
+def _mount_helper(helper: Path) -> Iterator[Finding]:
+    HelpedMounter(helper, Path("/")).require()
+    yield Finding("mount helper", "ok", f"{helper} listens to this user")
 
 
 def _allow_other() -> Iterator[Finding]:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from agentfuse import mountpoint as mountpoints
 from agentfuse.cli import options
 from agentfuse.cli.holders import Holder, holders_of
 from agentfuse.cli.output import say, terminal_reporter
@@ -20,6 +19,7 @@ from agentfuse.control.liveness import liveness
 from agentfuse.control.mountinfo import mounts_at, resolve_mountpoint
 from agentfuse.control.registry import PublishedMount, Registry, open_registry
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError
+from agentfuse.helped import mounter_of
 from agentfuse.home.tree import Home, HomeRecord, list_homes
 from agentfuse.progress import Progress, Reporter
 
@@ -123,7 +123,7 @@ def clean_up(registry: Registry, mountpoint: Path, entry: PublishedMount | None,
         _require_dead(mountpoint)
     lock = registry.lock(mountpoint)
     try:
-        detached = _detach_all(mountpoint)
+        detached = _detach_all(mountpoint, settings)
         registry.withdraw(mountpoint)
     finally:
         lock.release()
@@ -164,10 +164,10 @@ def _require_dead(mountpoint: Path) -> None:
         raise BusyError(f"the daemon of {mountpoint} hangs", hint="kill -9 it, then umount again")
 
 
-def _detach_all(mountpoint: Path) -> int:
-    count = 0
+def _detach_all(mountpoint: Path, settings: Config) -> int:
+    mounter, count = mounter_of(settings.mount_helper, mountpoint), 0
     while (stack := mounts_at(mountpoint)) and stack[-1].is_ours:
-        mountpoints.detach(mountpoint, lazy=True)
+        mounter.detach(lazy=True)
         count += 1
     return count
 

@@ -208,15 +208,16 @@ class Session:
 @contextlib.contextmanager
 def mounted(
     tree: Path,
-    mountpoint: Path,
+    target: str,
     ledger: Ledger,
     hydration: Hydration,
     options: SessionOptions,
     *,
     frozen: Frozen | None = None,
 ) -> Iterator[Session]:
-    """Mount ``tree`` at ``mountpoint``; on leaving, the connection to the kernel is closed.
+    """Mount ``tree`` at ``target``; on leaving, the connection to the kernel is closed.
 
+    ``target`` is a mountpoint, or ``/dev/fd/N`` for a descriptor of /dev/fuse that somebody has mounted.
     ``hydration`` brings what is absent from the tree. What is ``frozen`` there stays as it is. Unmounting
     is the caller's: what is found at the path then may be somebody else's mount. Raises
     ``EnvironmentProblem`` when the kernel or fusermount3 refuses.
@@ -224,10 +225,10 @@ def mounted(
     session = Session(tree, ledger, hydration, frozen or Frozen(), options)
     try:
         try:
-            pyfuse3.init(session.operations, str(mountpoint), session.fuse_options())
+            pyfuse3.init(session.operations, target, session.fuse_options())
         except RuntimeError as error:
             raise EnvironmentProblem(
-                f"the kernel refused the mount at {mountpoint} ({error})",
+                f"the kernel refused the mount at {target} ({error})",
                 hint="mounting needs root (CAP_SYS_ADMIN) or fusermount3; see `agentfuse doctor`",
             ) from error
         try:

@@ -1,0 +1,256 @@
+"""A daemon without any privilege, for which agentfuse-mount-helper mounts and unmounts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mounts
+import pytest
+from mounts import Home, wait_for_mount_change
+from ordinary import UID, ordinary
+
+pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="the helper is root's")]
+
+HELPER = str(Path(sys.executable).with_name("agentfuse-mount-helper"))
+OWN_PIDS = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "slave")
+CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+
+
+class Helper:
+    """A running helper for the mountpoints below a shared mount, as a host has it."""
+
+    def __init__(self, base: Path, prefix: tuple[str, ...] = ()) -> None:
+        self.below = base / "homes"
+        self.socket = base / "mount.sock"
+        self.prefix = prefix
+        self.process: subprocess.Popen[str]
+        (self.below / "agent").mkdir(parents=True)
+        subprocess.run(["mount", "--bind", self.below, self.below], check=True)
+        subprocess.run(["mount", "--make-shared", self.below], check=True)
+        self.start()
+
+    def start(self) -> None:
+        command = [*self.prefix, HELPER, f"--socket={self.socket}", f"--below={self.below}", f"--uid={UID}"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline().startswith("ready: ")
+
+    def kill(self) -> None:
+        """With every process of it, so that nobody unmounts when a daemon ends."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def home(self, *before: str) -> Home:
+        """A home (not started) whose daemon asks this helper; ``before``: what its daemon is started with."""
+        home = Home(mounts.base_directory(), prefix=(*before, *ordinary()))
+        home.path = self.below / "agent"
+        home.config.write_text(f'flush_timeout = "0s"\nmount_helper = "{self.socket}"\n')
+        for each in (home.state, home.store, home.runtime):
+            each.mkdir(mode=0o700)
+            os.chown(each, UID, UID)
+        return home
+
+
+@pytest.fixture
+def make_helper(scratch: Path) -> Iterator[Callable[..., Helper]]:
+    made = []
+
+    def make(*prefix: str) -> Helper:
+        made.append(Helper(scratch, prefix))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.kill()
+        mounts.detach(each.below / "agent")
+        subprocess.run(["umount", "-l", each.below], check=True)
+
+
+@pytest.fixture
+def helper(make_helper: Callable[..., Helper]) -> Helper:
+    return make_helper()
+
+
+@pytest.fixture
+def home(helper: Helper) -> Iterator[Home]:
+    made = helper.home()
+    yield made
+    made.discard()
+    shutil.rmtree(made.base)
+
+
+def privileges(pid: int) -> set[str]:
+    """What a process may do beyond others, and whether that can change."""
+    status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    held = {name for name in CAPABILITIES if int(status[name], 16)}
+    return (
+        held | ({"root"} if "0" in status["Uid"].split() else set()) | {f"NoNewPrivs {status['NoNewPrivs']}"}
+    )
+
+
+def test_a_daemon_without_privileges_serves_a_home(home: Home) -> None:
+    home.start()
+    assert privileges(home.pid) == {"NoNewPrivs 1"}
+    (home.path / "shared" / "note").write_text("kept\n")
+    os.chown(home.path / "shared" / "note", UID, UID)
+    put = subprocess.run(
+        [*home.prefix, mounts.AGENTFUSE, "put", str(home.path), "-", "uploads/a.txt"],
+        env=home.environment, input=b"for you", check=False,
+    )  # fmt: skip
+    assert put.returncode == 0
+    assert (home.path / "uploads" / "a.txt").read_text() == "for you"
+    with pytest.raises(PermissionError):
+        (home.path / ".agentfuse" / "mine").touch()
+    home.umount()
+    home.start(fresh=True)
+    assert (home.path / "shared" / "note").read_text() == "kept\n"
+    doctor = home.agentfuse("doctor", "--config", str(home.config), "--state", str(home.state))
+    assert f"{home.base.name}" in doctor.stdout and "listens to this user" in doctor.stdout, doctor.stdout
+    assert doctor.returncode == 0, doctor.stdout
+    assert home.signal(signal.SIGTERM) == 0
+    assert not home.is_mounted()
+
+
+def test_a_killed_daemons_mount_is_taken_away_and_comes_back(home: Home) -> None:
+    home.start()
+    (home.path / "workspace" / "note").write_text("still here")
+    home.kill()
+    wait_for_mount_change(lambda: not home.is_mounted())
+    refused = subprocess.run([*ordinary(), "touch", home.path / "x"], capture_output=True, check=False)
+    assert refused.returncode != 0
+    assert os.listdir(home.path) == []
+    home.start()
+    assert (home.path / "workspace" / "note").read_text() == "still here"
+    home.umount()
+
+
+def test_a_helper_that_is_started_anew_unmounts_what_it_did_not_mount(helper: Helper, home: Home) -> None:
+    home.start()
+    helper.kill()
+    (home.path / "workspace" / "note").write_text("nobody missed it")
+    left = home.agentfuse("umount", str(home.path))
+    assert (left.returncode, home.is_mounted()) == (69, True), left.stderr
+    assert f"--socket {helper.socket}" in left.stderr
+    doctor = home.agentfuse("doctor", "--config", str(home.config), "--state", str(home.state))
+    assert doctor.returncode == 69 and "fix: start agentfuse-mount-helper" in doctor.stdout, doctor.stdout
+    helper.start()
+    home.umount()
+
+
+def test_a_daemon_in_a_pid_namespace_of_its_own_knows_its_doors(helper: Helper) -> None:
+    home = helper.home(*OWN_PIDS)
+    try:
+        home.start()
+        assert home.status()["pid"] < 100
+        (home.base / "a.txt").write_text("through a door")
+        put = home.agentfuse("put", str(home.path), str(home.base / "a.txt"), "uploads/")
+        assert put.returncode == 0, put.stderr
+        assert (home.path / "uploads" / "a.txt").read_text() == "through a door"
+        home.umount()
+    finally:
+        home.discard()
+        shutil.rmtree(home.base)
+
+
+def test_a_daemon_whose_processes_the_helper_cannot_see_is_refused(
+    make_helper: Callable[..., Helper],
+) -> None:
+    home = make_helper(*OWN_PIDS).home()
+    done = subprocess.run(
+        home.mount_command(), env=home.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 73, done.stderr
+    assert "cannot be seen from the helper's PID namespace" in done.stderr
+    assert "run both in one PID namespace" in done.stderr
+    assert not home.is_mounted()
+    shutil.rmtree(home.base)
+
+
+ASK = """
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as channel:
+    channel.connect(sys.argv[1])
+    for line in sys.argv[2:]:
+        with open("/proc/self/ns/pid") as namespace:
+            socket.send_fds(channel, [line.encode("utf-8", "surrogateescape")], [namespace.fileno()])
+        answer, fds, _, _ = socket.recv_fds(channel, 65536, 1)
+        print(answer.decode() or "{}", len(fds))
+"""
+
+
+def ask(helper: Helper, *requests: object, uid: int = UID) -> list[tuple[str, int]]:
+    """What the helper says to a user: (what it does not do, or "", and how many descriptors came)."""
+    texts = [each if isinstance(each, str) else json.dumps(each) for each in requests]
+    command = [*ordinary(uid), sys.executable, "-c", ASK, str(helper.socket), *texts]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.rpartition(" ") for line in done.stdout.splitlines()]
+    return [(json.loads(answer).get("what", ""), int(count)) for answer, _, count in lines]
+
+
+def mounting(path: Path | str) -> dict[str, object]:
+    return {"do": "mount", "path": str(path), "noexec": False}
+
+
+def test_the_helper_mounts_only_where_it_was_told(helper: Helper, scratch: Path) -> None:
+    outside = scratch / "outside"
+    outside.mkdir()
+    (helper.below / "link").symlink_to(outside)
+    (helper.below / "full").mkdir()
+    (helper.below / "full" / "file").touch()
+    (helper.below / "other").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", helper.below / "other"], check=True)
+    asked = [
+        *(outside, f"{helper.below}/../outside", f"{helper.below}/link", f"{helper.below}/link/x"),
+        *(helper.below, "/", "", f"{helper.below}x", f"{helper.below}/a\0b", "homes/agent"),
+        *(
+            helper.below / "full",
+            helper.below / "full" / "file",
+            helper.below / "missing",
+            helper.below / "other",
+        ),
+    ]
+    before = mounts.mountpoints_below(scratch)
+    answers = ask(helper, *map(mounting, asked))
+    assert all(what and not count for what, count in answers), answers
+    assert mounts.mountpoints_below(scratch) == before
+    subprocess.run(["umount", helper.below / "other"], check=True)
+
+
+def test_the_helper_survives_whatever_it_is_sent(helper: Helper) -> None:
+    nothing = [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"do": "mount"}',
+        '{"do": 1}',
+        '{"do": "unmount", "path": 3, "lazy": 1}',
+    ]
+    answers = ask(helper, *nothing[1:], {"do": "mount", "path": "x" * 10_000, "noexec": 0})
+    assert all(what for what, _ in answers), answers
+    assert helper.process.poll() is None
+
+
+def test_the_helper_serves_nobody_else_and_unmounts_nothing_of_theirs(helper: Helper, home: Home) -> None:
+    home.start()
+    with pytest.raises(AssertionError, match="PermissionError"):
+        ask(helper, mounting(home.path), uid=UID + 1)
+    os.chmod(helper.socket, 0o666)  # not even who gets to it
+    with pytest.raises(AssertionError, match=r"ConnectionResetError|BrokenPipeError|\{\} 0"):
+        assert ask(helper, mounting(home.path), uid=UID + 1) != [("", 0)], "{} 0"
+    home.umount()
+    theirs = helper.below / "theirs"
+    theirs.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", theirs], check=True)
+    assert ask(helper, {"do": "unmount", "path": str(theirs), "lazy": True}) == [
+        ("no mount of yours is there", 0)
+    ]
+    subprocess.run(["umount", theirs], check=True)
