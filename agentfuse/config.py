@@ -97,7 +97,7 @@ def load_config(path: Path | None, *, environ: Mapping[str, str], overrides: Map
     """
     reading = _Reading()
     reading.file(path, environ)
-    for key in ("store", "state", "log_format"):
+    for key in ("store", "state", "log_format", "mount_helper"):
         variable = f"AGENTFUSE_{key.upper()}"
         if environ.get(variable):
             reading.top(key, environ[variable], variable)

@@ -29,6 +29,7 @@ from agentfuse.control.server import serve as serve_control
 from agentfuse.door.doors import Doors
 from agentfuse.errors import (
     AgentfuseError,
+    BusyError,
     EnvironmentProblem,
     MountError,
     UsageError,
@@ -334,6 +335,8 @@ class Mount:
             if self._life.state == "live":
                 try:
                     await self._doors.ping()
+                except BusyError:
+                    pass  # it is being unmounted, which takes as long as the kernel has to write back
                 except AgentfuseError as error:
                     log.warning("no answer through the mount: %s", error)
                     await trio.sleep(watchdog_s / 4)

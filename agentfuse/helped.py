@@ -116,6 +116,6 @@ class HelpedMounter:
     def _unanswered(self, why: str) -> EnvironmentProblem:
         return EnvironmentProblem(
             f"the mount helper at {self._helper} cannot be asked: {why}",
-            hint=f"start agentfuse-mount-helper with --socket {self._helper} --uid {os.geteuid()}, "
+            hint=f"start agentfuse-mount-helper with --socket {self._helper} --user {os.geteuid()}, "
             "or correct mount_helper",
         )

@@ -18,6 +18,7 @@ import ctypes
 import errno
 import json
 import os
+import pwd
 import re
 import signal
 import socket
@@ -200,7 +201,9 @@ def main() -> None:
     parser.add_argument(
         "--below", required=True, metavar="DIR", help="mountpoints are below it, nowhere else"
     )
-    parser.add_argument("--uid", required=True, type=int, help="the user whose daemons may ask")
+    parser.add_argument(
+        "--user", required=True, type=_uid, metavar="NAME|UID", help="the user whose daemons may ask"
+    )
     arguments = parser.parse_args()
     below = os.path.realpath(arguments.below)
     if not os.path.isdir(below):
@@ -215,15 +218,25 @@ def main() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         os.umask(0o177)
         listening.bind(arguments.socket)
-        os.chown(arguments.socket, arguments.uid, -1)
+        os.chown(arguments.socket, arguments.user, -1)
         listening.listen(64)
-        print(f"ready: mounts below {below} for uid {arguments.uid}", flush=True)  # noqa: T201
+        print(f"ready: mounts below {below} for uid {arguments.user}", flush=True)  # noqa: T201
+        if manager := os.environ.get("NOTIFY_SOCKET"):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as telling:
+                telling.sendto(b"READY=1", manager.replace("@", "\0", 1))
         while True:
             channel, _ = listening.accept()
             with channel:
                 if os.fork() == 0:
                     listening.close()
-                    _serve(channel, below, arguments.uid)
+                    _serve(channel, below, arguments.user)
+
+
+def _uid(user: str) -> int:
+    try:
+        return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"no user {user!r} on this host") from None
 
 
 def _serve(channel: socket.socket, below: str, allowed: int) -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 UID = 1000
-_CHECKOUT = str(Path(__file__).parents[1])
+CHECKOUT = str(Path(__file__).parents[1])
 _OPEN = r"""
 import os, stat, subprocess, sys, tempfile
 split = sys.argv.index("--")
@@ -41,7 +41,7 @@ def ordinary(uid: int = UID) -> tuple[str, ...]:
     """What goes before a command, to run it as this user with no capability and no way to get one."""
     return (
         *("unshare", "--mount", "--propagation", "slave"),
-        *(sys.executable, "-c", _OPEN, sys.base_prefix, _CHECKOUT, "--"),
+        *(sys.executable, "-c", _OPEN, sys.base_prefix, CHECKOUT, "--"),
         *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
         *("--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"),
     )

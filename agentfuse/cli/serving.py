@@ -81,9 +81,9 @@ def serve_foreground(config: Config, request: Request) -> None:
     reporter = SupervisedReporter(reporter, supervisor)
 
     def on_ready(status: dict[str, object]) -> None:
-        supervisor.ready(f"mounted at {request}")
         reporter.say(f"ready: {request}, pid {status['pid']}")
         reporter.say(f"end it with: agentfuse umount {request.mountpoint} (or Ctrl-C)")
+        supervisor.ready(f"mounted at {request}")
 
     _serve(config, request, reporter, on_ready)
     reporter.say("everything is durable")

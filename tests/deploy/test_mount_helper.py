@@ -37,7 +37,7 @@ class Helper:
         self.start()
 
     def start(self) -> None:
-        command = [*self.prefix, HELPER, f"--socket={self.socket}", f"--below={self.below}", f"--uid={UID}"]
+        command = [*self.prefix, HELPER, f"--socket={self.socket}", f"--below={self.below}", f"--user={UID}"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         assert self.process.stdout is not None
         assert self.process.stdout.readline().startswith("ready: ")
