@@ -62,7 +62,7 @@ class Machine:
             "srv",
         ):
             (self.root / name).mkdir(parents=True)
-        for name in ("bin", "sbin", "lib", "lib64"):
+        for name in ("bin", "lib", "lib64"):
             if Path("/", name).is_symlink():
                 (self.root / name).symlink_to(f"usr/{name}")
         (self.root / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
@@ -73,11 +73,18 @@ class Machine:
         local.mkdir(parents=True)
         for name in ("agentfuse", "agentfuse-mount-helper"):
             (local / name).symlink_to(Path(sys.executable).with_name(name))
+        (self.root / "sbin").mkdir()  # where mount(8) looks
+        for name in ("mount.agentfuse", "umount.fuse.agentfuse"):
+            (self.root / "sbin" / name).symlink_to(Path(sys.executable).with_name(name))
         for unit in _UNITS.glob("*.*"):
             if unit.is_file():
                 shutil.copy(unit, self.root / "etc/systemd/system")
         for name in ("sysusers.d", "tmpfiles.d"):
             shutil.copytree(_UNITS / name, self.root / "etc" / name)
+        # As every system has it, for fstab's _netdev.
+        wants = self.root / "etc/systemd/system/multi-user.target.wants"
+        wants.mkdir()
+        (wants / "remote-fs.target").symlink_to("/lib/systemd/system/remote-fs.target")
         # What this machine's /usr would start beside.
         for unit in (
             "dbus.service",

@@ -9,9 +9,7 @@ import contextlib
 import os
 import signal
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -19,12 +17,13 @@ import typer
 from agentfuse.cli import options
 from agentfuse.cli.holders import holders_of
 from agentfuse.cli.output import note, print_error, terminal_reporter
+from agentfuse.cli.sandbox import AGENT, Bwrap, Kind, bwrap, private_directory
 from agentfuse.cli.serving import Request, start_background
 from agentfuse.cli.umount import clean_up, end_mount, published
 from agentfuse.config import Config
 from agentfuse.control.mountinfo import mounts_at
 from agentfuse.control.registry import Registry, open_registry
-from agentfuse.errors import AgentfuseError, UnflushedError
+from agentfuse.errors import AgentfuseError, UnflushedError, UsageError
 from agentfuse.progress import Reporter
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -53,26 +52,42 @@ def run(
     owner: options.Owner = None,
     mount_option: options.MountOptions = None,
     xattrs: options.Xattrs = None,
+    sandbox: Annotated[
+        Kind | None,
+        typer.Option("--sandbox", help="As uid 1000, without capabilities, with nothing else to write to."),
+    ] = None,
+    network: Annotated[bool, typer.Option("--network", help="The sandbox has the host's network.")] = False,
+    show: Annotated[
+        list[str] | None,
+        typer.Option("--show", metavar="PATH", help="A path of the host to read in the sandbox; repeatable."),
+    ] = None,
 ) -> None:
     """Run CMD in an agent's home, mounted for it alone.
 
     The home is flushed afterwards. CMD's working directory and HOME are the home; AGENTFUSE_HOME,
     AGENTFUSE_AGENT and AGENTFUSE_EXECUTION are set. Signals sent to this process reach CMD. Exits with
     CMD's own code; if that is 0 and the flush failed, with the flush's. What agentfuse itself says goes
-    to stderr.
+    to stderr. Should the daemon be killed, the home is mounted again under CMD.
+
+    In a sandbox CMD has namespaces of its own, the home at /home/agent, a clean environment, and of the
+    host only /usr and what --show names, to read.
     """
+    if sandbox is None and (network or show):
+        raise UsageError("--network and --show are for a sandbox", hint="add --sandbox bwrap")
     settings = options.configure(
         config=config, store=store, state=state, owner=owner, mount_option=mount_option, xattrs=xattrs
     )
     registry = open_registry(os.environ)
     reporter = terminal_reporter(note)
-    with _private_directory(registry) as mountpoint:
+    with contextlib.ExitStack() as places:
+        box = None
+        if sandbox is not None:
+            settings = _owned(settings)
+            box = places.enter_context(bwrap(registry, settings.owner, network=network, shown=show or []))
+        mountpoint = box.mountpoint if box else places.enter_context(private_directory(registry))
         request = Request.of(mountpoint, agent, execution)
-        daemon = start_background(settings, request, reporter, ends_with_us=True)
-        # A secret of the daemon's is not the command's.
-        secrets = {hook.secret_env for hook in settings.webhooks}
-        environment = {name: value for name, value in os.environ.items() if name not in secrets}
-        code = _run_command(command, request, environment)
+        daemon = _Daemon(settings, request, reporter)
+        code = _run_command(command, daemon, box)
         try:
             _flush(registry, request, settings, reporter)
         except AgentfuseError as error:
@@ -91,23 +106,47 @@ def run(
     raise typer.Exit(code)
 
 
-@contextlib.contextmanager
-def _private_directory(registry: Registry) -> Iterator[Path]:
-    base = registry.runtime / "run"
-    base.mkdir(mode=0o700, exist_ok=True)
-    path = Path(tempfile.mkdtemp(dir=base))
-    try:
-        yield path
-    finally:
-        if not mounts_at(path):  # after a failure that left it mounted, umount and doctor know it
-            path.rmdir()
+def _owned(settings: Config) -> Config:
+    """In a sandbox the agent is nobody's equal, so root's homes are not root's there."""
+    return replace(settings, owner=AGENT) if settings.owner[0] == 0 else settings
 
 
-def _run_command(command: list[str], request: Request, environment: dict[str, str]) -> int:
+class _Daemon:
+    """The daemon of this run. One that is killed is replaced, at the same path: its command goes on."""
+
+    def __init__(self, settings: Config, request: Request, reporter: Reporter) -> None:
+        self.settings = settings
+        self.request = request
+        self._reporter = reporter
+        self.pid = self._start()
+
+    def replace_if_killed(self) -> None:
+        """If it was, mount the home again; what fails at that is told, and the command goes on without."""
+        try:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid and os.WIFSIGNALED(status):
+            number = signal.Signals(os.WTERMSIG(status)).name
+            note(f"agentfuse: the daemon was ended by {number}; the home is mounted again")
+            try:
+                self.pid = self._start()
+            except AgentfuseError as error:
+                print_error(error)
+
+    def _start(self) -> int:
+        return start_background(self.settings, self.request, self._reporter, ends_with_us=True).pid
+
+
+def _run_command(command: list[str], daemon: _Daemon, box: Bwrap | None) -> int:
     """The command's exit code as a shell has it."""
-    home = str(request.mountpoint)
+    settings, request = daemon.settings, daemon.request
+    home = box.home if box else str(request.mountpoint)
+    # A secret of the daemon's is not the command's.
+    secrets = {hook.secret_env for hook in settings.webhooks}
+    environment = {name: value for name, value in os.environ.items() if name not in secrets}
     environment = {
-        **environment,
+        **(box.environment(environment) if box else environment),
         "HOME": home,
         "PWD": home,
         "AGENTFUSE_HOME": home,
@@ -116,11 +155,15 @@ def _run_command(command: list[str], request: Request, environment: dict[str, st
     }
     watched = {*_FORWARDED, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    uid, gid = settings.owner if box and os.geteuid() == 0 else (None, None)
     try:
         process = subprocess.Popen(
-            command,
-            cwd=home,
+            box.command(command) if box else command,
+            cwd=os.sep if box else home,
             env=environment,
+            user=uid,
+            group=gid,
+            extra_groups=None if uid is None else [],
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509 -- no threads here
         )
     except FileNotFoundError:
@@ -132,9 +175,13 @@ def _run_command(command: list[str], request: Request, environment: dict[str, st
     else:
         while process.poll() is None:
             caught = signal.sigwaitinfo(watched)
+            if caught.si_signo == signal.SIGCHLD:
+                daemon.replace_if_killed()
             # What a terminal sends (Ctrl-C) has reached the command already: it is in our process group.
-            if caught.si_signo != signal.SIGCHLD and caught.si_code != _SI_KERNEL:
-                process.send_signal(caught.si_signo)
+            elif caught.si_code != _SI_KERNEL:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(box.process(process.pid) if box else process.pid, caught.si_signo)
+        daemon.replace_if_killed()
         code = process.returncode
         return 128 - code if code < 0 else code
     finally:

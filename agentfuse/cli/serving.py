@@ -152,6 +152,7 @@ class _Background:
         self._pipe: IO[bytes] | None = os.fdopen(pipe, "wb")
 
     def run(self, ends_with_us: bool) -> int:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # who starts us may have blocked some for itself
         os.setsid()
         if ends_with_us:
             parent = os.getppid()

@@ -24,6 +24,7 @@ pytestmark = [
 
 SOON_S = 60.0
 S3 = "s3://memory/here?endpoint_url=http://127.0.0.1:9000&region=us-east-1&addressing=path"
+FSTAB = "execution=d1,owner=1000:1000,noexec,_netdev,nofail,x-systemd.mount-timeout=60"
 CREDENTIALS = "[default]\naws_access_key_id=test\naws_secret_access_key=test\n"
 EXPOSURE = {  # what systemd-analyze security says at most
     "agentfuse@x.service": 50,
@@ -66,7 +67,8 @@ def machine() -> Iterator[Machine]:
         made.write(
             "/etc/systemd/system/agentfuse-unprivileged@.service.d/x.conf", "[Service]\nProtectHome=no\n"
         )
-    for each in ("home/alice", "home/bob", "home/slow", "srv/agentfuse/carol"):
+    made.write("/etc/fstab", f"agentfuse /home/dora agentfuse agent=dora,{FSTAB} 0 0\n")
+    for each in ("home/dora", "home/alice", "home/bob", "home/slow", "srv/agentfuse/carol"):
         (made.root / each).mkdir(parents=True)
     try:
         made.boot()
@@ -234,6 +236,21 @@ def test_a_home_is_served_without_any_privilege(machine: Machine) -> None:
     machine.systemctl("stop", unit)
     assert machine.show(unit, "Result") == "success"
     assert machine.shell("ls -A /srv/agentfuse/carol") == ""
+
+
+def test_fstab_mounts_at_boot_and_by_hand(machine: Machine) -> None:
+    assert machine.show("home-dora.mount", "ActiveState") == "active"
+    assert machine.shell("findmnt -no FSTYPE,SOURCE /home/dora").split() == ["fuse.agentfuse", "agentfuse"]
+    assert "noexec" in machine.shell("findmnt -no OPTIONS /home/dora")
+    machine.write("/home/dora/shared/note", "by hand\n")
+    machine.shell(
+        "umount /home/dora; agentfuse show dora@1:note; ! findmnt /home/dora"
+    )  # it has waited for the flush
+    machine.shell("mount /home/dora; mount -a; cat /home/dora/shared/note; agentfuse df /home/dora")
+    refused = machine.run("mount", "-t", "agentfuse", "agentfuse", "/mnt", "-o", "ro,agent=x", check=False)
+    assert refused.returncode == 2 and "leave ro out" in refused.stderr
+    machine.systemctl("stop", "home-dora.mount")
+    machine.systemctl("start", "home-dora.mount")
 
 
 def test_a_power_cut_loses_nothing_that_was_closed(machine: Machine) -> None:
