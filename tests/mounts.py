@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +276,14 @@ def mountpoints_below(path: Path) -> list[Path]:
 def connections(path: Path) -> list[str]:
     """The FUSE connection numbers mounted at a path, the topmost last."""
     return [minor for where, minor, kind in _mounts() if where == str(path) and kind.startswith("fuse")]
+
+
+def eventually(what: Callable[[], object], timeout_s: float = ENDED_S) -> None:
+    """Return when something is true that tells nobody of itself."""
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
 
 
 def wait_for_mount_change(until: Any, timeout_s: float = READY_S) -> None:

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from machines import Machine
+from mounts import eventually
 from ordinary import CHECKOUT
 
 pytestmark = [
@@ -22,7 +23,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="boots a machine"),
 ]
 
-SOON_S = 60.0
 S3 = "s3://memory/here?endpoint_url=http://127.0.0.1:9000&region=us-east-1&addressing=path"
 FSTAB = "execution=d1,owner=1000:1000,noexec,_netdev,nofail,x-systemd.mount-timeout=60"
 CREDENTIALS = "[default]\naws_access_key_id=test\naws_secret_access_key=test\n"
@@ -112,14 +112,6 @@ def agent(machine: Machine) -> Iterator[Agent]:
     yield made
     made.process.kill()
     made.process.communicate()
-
-
-def eventually(what: Callable[[], object]) -> None:
-    """Return when it is true."""
-    deadline = time.monotonic() + SOON_S
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def restarts(machine: Machine, unit: str) -> int:
