@@ -64,6 +64,7 @@ _VERBS = {
     "gc": "upkeep",
     "serve": "serve",
     "key": "key",
+    "prompt": "prompt",
 }
 
 
