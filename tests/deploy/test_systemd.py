@@ -28,6 +28,7 @@ FSTAB = "execution=d1,owner=1000:1000,noexec,_netdev,nofail,x-systemd.mount-time
 CREDENTIALS = "[default]\naws_access_key_id=test\naws_secret_access_key=test\n"
 EXPOSURE = {  # what systemd-analyze security says at most
     "agentfuse@x.service": 50,
+    "agentfuse-execution@x.service": 50,
     "agentfuse-unprivileged@x.service": 20,
     "agentfuse-mount-helper.service": 45,
     "agentfuse-recover.service": 30,
@@ -228,6 +229,35 @@ def test_a_home_is_served_without_any_privilege(machine: Machine) -> None:
     machine.systemctl("stop", unit)
     assert machine.show(unit, "Result") == "success"
     assert machine.shell("ls -A /srv/agentfuse/carol") == ""
+
+
+ASK = """
+import json, sys, time, urllib.request
+def ask(method, path, body=None):
+    request = urllib.request.Request("http://127.0.0.1:8080/agents/v2" + path, method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"X-Asteroid-Agents-Api-Key": "a-key-for-this-test", "Content-Type": "application/json"})
+    return json.load(urllib.request.urlopen(request))
+print(ask("POST", "/agents/gwen/execute", {})["executionId"])
+"""
+
+
+def test_the_gateway_mounts_by_units_that_outlive_it(machine: Machine) -> None:
+    config = 'owner = "agent:agent"\n[gateway]\nstarter = "systemd"\nmounts = "/srv/mounts"\n'
+    machine.write("/etc/agentfuse/config.toml", config)
+    organization = "3f0f9c1e-6f57-4a3e-8d5c-5a4c1d5a7b10"
+    machine.write("/etc/agentfuse/gateway.env", f"AGENTFUSE_DEV_KEY=a-key-for-this-test:{organization}\n")
+    machine.systemctl("start", "agentfuse-gateway")
+    eventually(lambda: "ready" in machine.shell("journalctl -u agentfuse-gateway -o cat"))
+    execution = machine.run("/usr/bin/python3", "-c", ASK).stdout.strip()
+    unit = f"agentfuse-execution@{execution}"
+    eventually(lambda: machine.show(unit, "ActiveState") == "active")
+    machine.shell(f"echo mine > /srv/mounts/{execution}/shared/note")
+    machine.systemctl("kill", "--kill-whom=all", "--signal=KILL", "agentfuse-gateway")
+    machine.systemctl("stop", "agentfuse-gateway")
+    assert machine.shell(f"cat /srv/mounts/{execution}/shared/note") == "mine\n"
+    machine.systemctl("stop", unit)
+    assert machine.show(unit, "Result") == "success"
 
 
 def test_fstab_mounts_at_boot_and_by_hand(machine: Machine) -> None:
