@@ -191,7 +191,7 @@ def _top(path: str) -> tuple[str, int, list[str]]:
     return found
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Listen, and answer each connection in a process of its own, which outlives this one."""
     parser = argparse.ArgumentParser(
         prog="agentfuse-mount-helper",
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument(
         "--user", required=True, type=_uid, metavar="NAME|UID", help="the user whose daemons may ask"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     below = os.path.realpath(arguments.below)
     if not os.path.isdir(below):
         parser.error(f"--below: {below} is not a directory; mkdir -p {below}")

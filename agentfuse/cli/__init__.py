@@ -9,7 +9,8 @@ import importlib
 import os
 import sys
 import traceback
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import typer
 
@@ -34,7 +35,7 @@ Exit codes:
 run returns its command's exit code: 128 + n after signal n, 127 not found, 126 not executable.
 """
 
-_VERBS = {
+VERBS = {
     "mount": "mount",
     "umount": "umount",
     "run": "run",
@@ -65,25 +66,15 @@ _VERBS = {
     "serve": "serve",
     "key": "key",
     "prompt": "prompt",
+    "completion": "completion",
 }
 
 
 def main() -> None:
     """Run the command line of this process and exit."""
-    app = typer.Typer(
-        name="agentfuse",
-        epilog=_EXIT_CODES,
-        add_completion=False,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback()(_root)
-    for name in _modules(sys.argv[1:]):
-        importlib.import_module(f"agentfuse.cli.{name}").register(app)
+    command = application(_modules(sys.argv[1:]))
     try:
-        typer.main.get_command(app)(prog_name="agentfuse")
+        command(prog_name="agentfuse")
     except AgentfuseError as error:
         print_error(error)
         sys.exit(error.exit_code)
@@ -99,11 +90,28 @@ def main() -> None:
         sys.exit(AgentfuseError.exit_code)
 
 
+def application(modules: Iterable[str]) -> Any:
+    """The command of these modules' verbs: click's, or typer's own copy of it, by version."""
+    app = typer.Typer(
+        name="agentfuse",
+        epilog=_EXIT_CODES,
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name in modules:
+        importlib.import_module(f"agentfuse.cli.{name}").register(app)
+    return typer.main.get_command(app)
+
+
 def _modules(arguments: list[str]) -> list[str]:
     """The modules of the verb that is asked for; all of them when it is not clear (help, a typo)."""
-    if arguments and arguments[0] in _VERBS:
-        return [_VERBS[arguments[0]]]
-    return list(dict.fromkeys(_VERBS.values()))
+    if arguments and arguments[0] in VERBS:
+        return [VERBS[arguments[0]]]
+    return list(dict.fromkeys(VERBS.values()))
 
 
 def _print_version(wanted: bool) -> None:
