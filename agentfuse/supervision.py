@@ -17,6 +17,9 @@ EXTENSION_S = 30.0
 
 _SAID_EVERY_S = 1.0
 
+_READY_PATIENCE_S = 10.0
+"""How long a manager, who hears of many services at once, may take to listen: it waits for nothing else."""
+
 
 class Supervisor:
     """The manager of this process. ``watchdog_s``: it wants to hear at least so often that all is well; None:
@@ -28,7 +31,7 @@ class Supervisor:
 
     def ready(self, status: str) -> None:
         """The service can be used."""
-        self._tell("READY=1", _status(status))
+        self._tell("READY=1", _status(status), patience_s=_READY_PATIENCE_S)
 
     def goes_on(self, status: str) -> None:
         """What its start or its end does now, which needs ``EXTENSION_S`` more."""
@@ -38,12 +41,12 @@ class Supervisor:
         """All is well."""
         self._tell("WATCHDOG=1")
 
-    def _tell(self, *lines: str) -> None:
+    def _tell(self, *lines: str, patience_s: float = 0.0) -> None:
         if self._address is None:
             return
         # A manager that is gone, or does not read, is no reason to stop serving.
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-            channel.setblocking(False)
+            channel.settimeout(patience_s)
             channel.sendto("\n".join(lines).encode(errors="replace"), self._address)
 
 

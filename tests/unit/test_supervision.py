@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +77,21 @@ def test_a_manager_in_the_abstract_namespace_hears() -> None:
         manager.settimeout(10)
         supervisor_of({"NOTIFY_SOCKET": "@" + name}).alive()
         assert heard(manager) == {"WATCHDOG": "1"}
+
+
+def test_readiness_is_heard_by_a_manager_that_is_behind(manager: socket.socket) -> None:
+    supervisor = supervisor_of(environ_of(manager))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
+        others.setblocking(False)
+        others.connect(manager.getsockname())
+        with pytest.raises(BlockingIOError):
+            while True:
+                others.send(b"STATUS=of another service")
+    supervisor.alive()  # which is not worth waiting for
+    telling = threading.Thread(target=supervisor.ready, args=("mounted",))
+    telling.start()
+    telling.join(0.2)  # whoever would not wait is back by then
+    said = {}
+    while "READY" not in said:
+        said = heard(manager)
+    telling.join()
