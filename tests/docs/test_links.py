@@ -1,0 +1,65 @@
+"""Pages point to what there is: files, headings, tests, verbs and their options."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from agentfuse.cli import VERBS
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+PROSE = {"itself", "snapshot", "daemons"}  # what follows the name in code and is no verb
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+CODE = re.compile(r"^```.*?^```|`[^`]+`", re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    words = (re.sub(r"\]\([^)]*\)", "", heading).lower() for heading in headings)
+    return {re.sub(r"[^\w -]", "", each).replace(" ", "-") for each in words}
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """Where a page's relative links lead: a file, and an anchor or nothing."""
+    found = [each.partition("#") for each in LINK.findall(FENCE.sub("", page.read_text())) if ":" not in each]
+    return [((page.parent / path).resolve() if path else page, anchor) for path, _, anchor in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target, anchor in links(page):
+        assert target.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {target.name}#{anchor}"
+
+
+def test_every_page_is_linked_from_the_first() -> None:
+    linked = {target for target, _ in links(ROOT / "README.md")}
+    assert [page.name for page in PAGES[1:] if page not in linked] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_test_and_module_that_a_page_names_is_there(page: Path) -> None:
+    named = re.findall(r"(?<![\w/.-])((?:tests|agentfuse|scripts|systemd)/[\w./@-]*\w)", page.read_text())
+    assert [each for each in named if not (ROOT / each).exists() and not list(ROOT.glob(f"{each}*"))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_verb_and_option_that_a_page_mentions_is_there(page: Path) -> None:
+    helps = re.split(r"^### ", (ROOT / "docs/cli.md").read_text(), flags=re.MULTILINE)
+    options: dict[str, set[str]] = {}
+    for each in helps[1:]:
+        options.setdefault(each.split()[0], set()).update(OPTION.findall(each))
+    code = "\n".join(CODE.findall(page.read_text().replace("\\\n", " ")))
+    for verb, rest in re.findall(r"\bagentfuse ([a-z][a-z-]+)\b([^\n|;&`#]*)", code):
+        if verb in PROSE:
+            continue
+        assert verb in VERBS, f"{page.name}: agentfuse {verb}"
+        own = rest.partition(" -- ")[0]
+        unknown = set(OPTION.findall(own)) - options[verb]
+        assert not unknown, f"{page.name}: agentfuse {verb} {unknown}"
