@@ -137,6 +137,8 @@ def serve(config: Config, spec: MountSpec, reporter: Reporter, *, on_ready: OnRe
                 inboxes=inboxes,
             )
             trio.run(mount.run, on_ready)
+            if not mount.is_coming_back:
+                mounter.reopen()
             if mount.failure is not None:
                 if not mount.was_mounted and not keeper.resumed:
                     keeper.end()  # nobody has written anything
@@ -183,6 +185,8 @@ class Mount:
         self._notifying = trio.CancelScope()
         self.failure: AgentfuseError | None = None
         self.was_mounted = False
+        self.is_coming_back = False
+        """Its manager has ended it, and is likely to start it again."""
         self._life = Life()
         self._minor = -1
         self._started_at = now()
@@ -440,6 +444,7 @@ class Mount:
                     self._flush.interrupt()
                 else:
                     self._reporter.say(f"{signal.Signals(number).name}: unmounting")
+                    self.is_coming_back = supervisor_of(os.environ).is_there
                     await self._end()
 
     async def _end(self) -> None:

@@ -69,6 +69,9 @@ class HelpedMounter:
                 raise
             yield f"/dev/fd/{fds[0]}", lambda: None
 
+    def reopen(self) -> None:
+        """As ``Mounter`` says; the helper makes nothing immutable, for its daemons' agents are not root."""
+
     def detach(self, *, lazy: bool) -> None:
         """As ``Mounter`` says. The connection is its own: the helper may be another one by now."""
         with self._channel() as channel:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
+import logging
 import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -21,10 +24,17 @@ from agentfuse.control.liveness import liveness
 from agentfuse.control.mountinfo import mounts_at
 from agentfuse.errors import BusyError, EnvironmentProblem, MountError
 
+log = logging.getLogger(__name__)
+
 CLOSED_MODE = 0o555
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _FUSERMOUNT_DEADLINE_S = 60.0
+_LONG = ctypes.sizeof(ctypes.c_long)
+# FS_IOC_GETFLAGS and FS_IOC_SETFLAGS of linux/fs.h, and the flag that chattr +i sets
+_GET_FLAGS, _SET_FLAGS = 2 << 30 | _LONG << 16 | 0x6601, 1 << 30 | _LONG << 16 | 0x6602
+_IMMUTABLE = 0x10
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,8 +54,13 @@ class Mounter(Protocol):
     def mounting(self, *, noexec: bool) -> contextlib.AbstractContextManager[tuple[str, Callable[[], None]]]:
         """What libfuse is to mount at, and what to call once it has.
 
-        Afterwards the directory below is 0555, and root's if the privilege is there, for good.
+        Afterwards the directory below is 0555, for good; with the privilege it is root's, and immutable until
+        ``reopen``, so that not even root writes there.
         """
+
+    def reopen(self) -> None:
+        """The home is not going to be mounted again soon: the directory may be removed, by those who could
+        before."""
 
     def detach(self, *, lazy: bool) -> None:
         """Unmount what is on top; blocks while the kernel writes back.
@@ -77,6 +92,10 @@ class OwnMounter:
         """
         with _closed_below(self._mountpoint) as close_below:
             yield str(self._mountpoint), close_below
+
+    def reopen(self) -> None:
+        """As the protocol says."""
+        reopen(self._mountpoint)
 
     def detach(self, *, lazy: bool) -> None:
         """As the protocol says."""
@@ -133,17 +152,61 @@ def require_directory(mountpoint: Path) -> os.stat_result:
 
 @contextlib.contextmanager
 def _closed_below(mountpoint: Path) -> Iterator[Callable[[], None]]:
-    below = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    below = os.open(mountpoint, _DIRECTORY)
     try:
         if os.geteuid() == 0:
-            os.fchown(below, 0, 0)
+            _close_to_root(below)
+            yield lambda: None
+            return
+        os.fchmod(below, stat.S_IMODE(os.fstat(below).st_mode) | 0o700)
+        try:
+            yield lambda: os.fchmod(below, CLOSED_MODE)
+        finally:
             os.fchmod(below, CLOSED_MODE)
-        else:
-            os.fchmod(below, stat.S_IMODE(os.fstat(below).st_mode) | 0o700)
-        yield lambda: os.fchmod(below, CLOSED_MODE)
     finally:
-        os.fchmod(below, CLOSED_MODE)
         os.close(below)
+
+
+def _close_to_root(directory: int) -> None:
+    """Mode 0555 keeps everybody out but root, for whom it takes the immutable flag."""
+    st = os.fstat(directory)
+    if (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)) != (0, 0, CLOSED_MODE):
+        with contextlib.suppress(OSError):
+            _set_immutable(directory, immutable=False)  # which would be in the way
+        os.fchown(directory, 0, 0)
+        os.fchmod(directory, CLOSED_MODE)
+    try:
+        _set_immutable(directory, immutable=True)
+    except OSError as error:  # another filesystem, or no CAP_LINUX_IMMUTABLE
+        log.info(
+            "the mountpoint cannot be made immutable, so it is closed to all but root: %s", error.strerror
+        )
+
+
+def _set_immutable(directory: int, *, immutable: bool) -> None:
+    flags = bytearray(_LONG)
+    fcntl.ioctl(directory, _GET_FLAGS, flags)
+    before = int.from_bytes(flags[:4], sys.byteorder)
+    after = before | _IMMUTABLE if immutable else before & ~_IMMUTABLE
+    if after != before:
+        fcntl.ioctl(directory, _SET_FLAGS, after.to_bytes(4, sys.byteorder) + flags[4:])
+
+
+def reopen(mountpoint: Path) -> None:
+    """Take the immutable flag from a directory that nothing is mounted on; quiet where there is none."""
+    with contextlib.suppress(OSError):
+        if not mounts_at(mountpoint):
+            directory = os.open(mountpoint, _DIRECTORY)
+            try:
+                _set_immutable(directory, immutable=False)
+            finally:
+                os.close(directory)
+
+
+def remove(mountpoint: Path) -> None:
+    """Remove a directory that nothing is mounted on. Raises ``OSError``."""
+    reopen(mountpoint)
+    os.rmdir(mountpoint)
 
 
 def require_fuse() -> None:

@@ -29,6 +29,11 @@ class Supervisor:
         self.watchdog_s = watchdog_s
         self._address = address
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is one."""
+        return self._address is not None
+
     def ready(self, status: str) -> None:
         """The service can be used."""
         self._tell("READY=1", _status(status), patience_s=_READY_PATIENCE_S)

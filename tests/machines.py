@@ -201,4 +201,3 @@ class Machine:
             check=False,
             stderr=subprocess.DEVNULL,
         )
-        subprocess.run(["chattr", "-R", "-i", self.root / "var"], check=False, stderr=subprocess.DEVNULL)

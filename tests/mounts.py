@@ -25,6 +25,7 @@ from typing import Any
 
 from agentfuse.control.client import ControlClient
 from agentfuse.control.registry import Registry
+from agentfuse.mountpoint import reopen
 from agentfuse.regions import DEFAULT_REGIONS
 
 AGENTFUSE = str(Path(sys.executable).with_name("agentfuse"))
@@ -296,10 +297,11 @@ def wait_for_mount_change(until: Any, timeout_s: float = READY_S) -> None:
 
 
 def detach(path: Path) -> None:
-    """Take every mount off a path, lazily; mounts stack."""
+    """Take every mount off a path, lazily, for mounts stack; the directory may be removed then."""
     while connections(path):
         command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
         subprocess.run([*command, str(path)], check=True, timeout=30)
+    reopen(path)
 
 
 def abort_connections(path: Path) -> None:

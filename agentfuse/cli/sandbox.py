@@ -15,6 +15,7 @@ from pathlib import Path
 from agentfuse.control.mountinfo import mounts_at
 from agentfuse.control.registry import Registry
 from agentfuse.errors import EnvironmentProblem
+from agentfuse.mountpoint import remove, reopen
 
 AGENT = (1000, 1000)
 """Uid and gid of the agent in a sandbox, unless the configuration has an owner."""
@@ -43,7 +44,7 @@ def private_directory(registry: Registry) -> Iterator[Path]:
         yield path
     finally:
         if not mounts_at(path):  # after a failure that left it mounted, umount and doctor know it
-            path.rmdir()
+            remove(path)
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ def bwrap(
         yield Bwrap(directory, owner, network, shown)
     finally:
         if not mounts_at(homes / "agent"):  # after a failure that left it mounted, umount and doctor know it
+            reopen(homes / "agent")
             _libc.umount2(os.fsencode(homes), _MNT_DETACH)
             shutil.rmtree(directory)
 

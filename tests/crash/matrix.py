@@ -13,7 +13,6 @@ import os
 import pickle
 import re
 import select
-import shutil
 import signal
 import sys
 import tempfile
@@ -234,7 +233,7 @@ class Account:
             return
         say(f"seed {verdict.seed}: {verdict.seconds:.1f} s, {verdict.snapshots} snapshots")
         if not self._keep:
-            shutil.rmtree(base)
+            mounts.remove_base(base)
 
     def tell(self) -> None:
         say(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ LOOK = "id -u; grep CapEff /proc/self/status | cut -f2; cat $HOME/shared/note; e
 def engine() -> Iterator[Engine]:
     base = mounts.base_directory()
     yield Engine(base)
-    shutil.rmtree(base)
+    mounts.remove_base(base)
 
 
 @pytest.fixture

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +30,7 @@ def watched(manager: socket.socket) -> Iterator[Home]:
     home = Home(mounts.base_directory(), prefix=("env", *environ))
     yield home.start()
     home.discard()
+    mounts.remove_base(home.base)
 
 
 def heard_until(manager: socket.socket, wanted: str) -> list[str]:
@@ -50,3 +54,26 @@ def test_the_manager_hears_of_the_whole_life_of_a_mount(manager: socket.socket, 
     # Heard as it comes: what a manager does not take at once is not kept for it.
     assert "EXTEND_TIMEOUT_USEC=30000000" in heard_until(manager, "STATUS=shared/: flushed")
     assert watched.ended() == 0
+
+
+def refuses_root(directory: Path) -> bool:
+    try:
+        (directory / "file").touch()
+    except PermissionError:
+        return True
+    (directory / "file").unlink()
+    return False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="is about root")
+def test_not_even_root_writes_below_a_home_that_is_to_be_mounted_again(watched: Home) -> None:
+    watched.kill(leave_stale=True)
+    subprocess.run(["umount", "-l", watched.path], check=True)
+    assert refuses_root(watched.path)
+    watched.start()
+    assert watched.signal(signal.SIGTERM) == 0  # as the manager does for a restart
+    assert refuses_root(watched.path)
+    watched.start()
+    watched.umount()
+    assert not refuses_root(watched.path)
+    watched.path.rmdir()

@@ -125,7 +125,7 @@ class Mounts:
     def remove(self, execution: str) -> None:
         """Remove the mountpoint, which nothing is mounted at, if it is there."""
         try:
-            os.rmdir(self.path(execution))
+            mountpoints.remove(self.path(execution))
         except FileNotFoundError:
             pass
         except OSError as error:  # root wrote there while nothing was mounted: it is not ours to remove
