@@ -218,10 +218,17 @@ def require_fuse() -> None:
             "/dev/fuse is missing", hint="modprobe fuse; in a container add --device /dev/fuse"
         ) from None
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM):
+        if error.errno == errno.EPERM:
+            raise EnvironmentProblem(
+                "/dev/fuse is there, but this control group may not use it",
+                hint="in a container --device /dev/fuse (a bind of it is not enough), in a unit "
+                "DeviceAllow=/dev/fuse rw",
+            ) from None
+        if error.errno == errno.EACCES:
             raise EnvironmentProblem(
                 "/dev/fuse may not be opened by this user",
-                hint="run as root, or make it mode 0666 as distributions do (udev rule for fuse)",
+                hint='run as root, or chmod 0666 /dev/fuse, as distributions have it (udev: KERNEL=="fuse", '
+                'MODE="0666")',
             ) from None
         raise EnvironmentProblem(
             f"/dev/fuse does not work: {os.strerror(error.errno or 0)}", hint="modprobe fuse"

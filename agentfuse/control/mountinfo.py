@@ -20,7 +20,11 @@ _MAX_SYMLINKS = 40  # as the kernel does
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """One line of mountinfo. ``minor`` is, for a FUSE mount, its connection's number in /sys/fs/fuse."""
+    """One line of mountinfo. ``minor`` is, for a FUSE mount, its connection's number in /sys/fs/fuse.
+
+    ``root`` is the directory of the filesystem that is mounted there. What is mounted in a mount reaches
+    all of its ``shared`` group, and those whose ``master`` the group is; None: of no group.
+    """
 
     mountpoint: Path
     fstype: str
@@ -30,11 +34,23 @@ class MountEntry:
     parent_id: int
     major: int
     minor: int
+    root: str
+    shared: int | None = None
+    master: int | None = None
 
     @property
     def is_ours(self) -> bool:
         """Whether agentfuse made this mount, dead or alive."""
         return self.fstype == FSTYPE
+
+    @property
+    def device(self) -> tuple[int, int]:
+        """The filesystem: the same wherever it is mounted."""
+        return self.major, self.minor
+
+    def path_of(self, path: Path) -> str:
+        """Where a path at or below the mountpoint is in the filesystem itself."""
+        return os.path.normpath(os.path.join(self.root, path.relative_to(self.mountpoint)))
 
 
 def mounts(mountinfo: Path = _MOUNTINFO) -> list[MountEntry]:
@@ -51,6 +67,14 @@ def mounts(mountinfo: Path = _MOUNTINFO) -> list[MountEntry]:
 def mounts_at(path: Path, mountinfo: Path = _MOUNTINFO) -> list[MountEntry]:
     """The stack of mounts at a resolved path; the last one is what a process there sees."""
     return [entry for entry in mounts(mountinfo) if entry.mountpoint == path]
+
+
+def covering(path: Path, entries: list[MountEntry]) -> MountEntry:
+    """The mount that an absolute path lies in, by names alone. A mountpoint lies in what it is mounted on."""
+    above = [entry for entry in entries if path != entry.mountpoint and path.is_relative_to(entry.mountpoint)]
+    if not above:
+        raise EnvironmentProblem(f"{path} is in no mount", hint="mount proc: mount -t proc proc /proc")
+    return max(reversed(above), key=lambda entry: len(entry.mountpoint.parts))
 
 
 def resolve_mountpoint(path: str | Path) -> Path:
@@ -75,7 +99,8 @@ def resolve_mountpoint(path: str | Path) -> Path:
 def _parse(line: bytes) -> MountEntry:
     # proc_pid_mountinfo(5): "36 35 98:0 /root /mountpoint options optional-fields - fstype source options"
     before, _, after = line.partition(b" - ")
-    mount_id, parent_id, device, _root, mountpoint, options = before.split(b" ")[:6]
+    mount_id, parent_id, device, root, mountpoint, options, *groups = before.split(b" ")
+    group = dict(each.split(b":") for each in groups if b":" in each)
     fstype, source = [*after.split(b" "), b""][:2]
     major, _, minor = device.partition(b":")
     return MountEntry(
@@ -87,6 +112,9 @@ def _parse(line: bytes) -> MountEntry:
         parent_id=int(parent_id),
         major=int(major),
         minor=int(minor),
+        root=_unescape(root),
+        shared=int(group[b"shared"]) if b"shared" in group else None,
+        master=int(group[b"master"]) if b"master" in group else None,
     )
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from fuse.cli_support import Host, new_host
 
-from agentfuse.cli.trial import try_to_mount
 from agentfuse.control.liveness import liveness
 from agentfuse.control.mountinfo import mounts_at
+from agentfuse.doctor.trial import try_to_mount
 
 pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="mounts as root")]
 
