@@ -63,8 +63,7 @@ def stacked() -> Iterator[Finding]:
                 "stacked mounts",
                 "warn",
                 f"{count} homes are mounted on each other at {mountpoint}: an unmount shows an older one",
-                f"agentfuse umount {mountpoint} if it is live, then "
-                f"while umount -l {mountpoint}; do :; done, and mount it again",
+                f"while umount -l {mountpoint}; do :; done; then mount it again",
             )
 
 
