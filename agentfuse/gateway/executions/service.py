@@ -40,6 +40,7 @@ PATIENCE_S = 20.0
 
 _LOOK_S = 0.5
 _PURGE_S = 3600.0
+_SETTLED_S = 3600.0
 _MAX_MESSAGES, _MAX_MESSAGES_CHARS = 1000, 512 * 1024
 """They are in the execution's record, which is written anew with every change."""
 
@@ -85,10 +86,12 @@ class Executions:
         self.lives = lives
 
     async def purge_old(self, after_s: float) -> None:
-        """Purge, for ever and ever, what ended so long ago; as many gateways may do that as like."""
+        """Purge, for ever and ever, what ended so long ago, and prune records; as many gateways may do that as
+        like."""
         while True:
             try:
                 old = await self._in_thread(self._ended_before, time.time() - after_s)
+                await self._in_thread(self._prune)
             except StoreError as error:
                 _LOG.warning("old executions were not purged: %s", error)
                 old = []
@@ -109,6 +112,12 @@ class Executions:
             for record in records.list(organization)
             if record.purged_at is None and record.terminal_at is not None and record.terminal_at < limit
         ]
+
+    def _prune(self) -> None:
+        records = self._means.records
+        for organization in records.organizations():
+            if removed := records.prune(organization, _SETTLED_S):
+                _LOG.info("organization %s: %d old revisions of records removed", organization, removed)
 
     # -- what routes ask for
 

@@ -15,7 +15,7 @@ import msgspec
 from agentfuse.errors import NotFoundError
 from agentfuse.gateway.executions.record import Execution, Status
 from agentfuse.gateway.executions.records import Records
-from agentfuse.gateway.hosts.roster import Host, Roster, is_uuid
+from agentfuse.gateway.hosts.roster import Host, Roster
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def settle(records: Records, roster: Roster, host: Host) -> None:
     """
     unfinished = [
         execution
-        for organization in filter(is_uuid, records.organizations())
+        for organization in records.organizations()
         for execution in records.list(organization)
         if is_of(execution, host)
     ]
