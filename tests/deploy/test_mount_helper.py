@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mounts
 import pytest
 from mounts import Home, wait_for_mount_change
 from ordinary import UID, ordinary
+
+from agentfuse import mount_helper
 
 pytestmark = [pytest.mark.mount, pytest.mark.skipif(os.geteuid() != 0, reason="the helper is root's")]
 
@@ -26,8 +32,11 @@ CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 class Helper:
     """A running helper for the mountpoints below a shared mount, as a host has it."""
 
-    def __init__(self, base: Path, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, base: Path, prefix: tuple[str, ...] = (), program: tuple[str, ...] = (HELPER,)
+    ) -> None:
         self.below = base / "homes"
+        self.program = program
         self.socket = base / "mount.sock"
         self.prefix = prefix
         self.process: subprocess.Popen[str]
@@ -37,7 +46,8 @@ class Helper:
         self.start()
 
     def start(self) -> None:
-        command = [*self.prefix, HELPER, f"--socket={self.socket}", f"--below={self.below}", f"--user={UID}"]
+        asked = [f"--socket={self.socket}", f"--below={self.below}", f"--user={UID}"]
+        command = [*self.prefix, *self.program, *asked]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         assert self.process.stdout is not None
         assert self.process.stdout.readline().startswith("ready: ")
@@ -62,8 +72,8 @@ class Helper:
 def make_helper(scratch: Path) -> Iterator[Callable[..., Helper]]:
     made = []
 
-    def make(*prefix: str) -> Helper:
-        made.append(Helper(scratch, prefix))
+    def make(*prefix: str, base: str = "", **options: Any) -> Helper:
+        made.append(Helper(scratch / base, prefix, **options))
         return made[-1]
 
     yield make
@@ -254,3 +264,132 @@ def test_the_helper_serves_nobody_else_and_unmounts_nothing_of_theirs(helper: He
         ("no mount of yours is there", 0)
     ]
     subprocess.run(["umount", theirs], check=True)
+
+
+class Client:
+    """A connection of the user's, as a daemon has one; this process stays root."""
+
+    def __init__(self, helper: Helper) -> None:
+        self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel.settimeout(60)
+        os.seteuid(UID)
+        try:
+            self.channel.connect(str(helper.socket))
+        finally:
+            os.seteuid(0)
+        self.device: int | None = None
+
+    def ask(self, request: object) -> str:
+        """What is not done, or nothing when it is; the descriptor that came is kept."""
+        with open("/proc/self/ns/pid") as namespace:
+            socket.send_fds(self.channel, [json.dumps(request).encode()], [namespace.fileno()])
+        answer, fds, _, _ = socket.recv_fds(self.channel, 65536, 1)
+        if fds:
+            (self.device,) = fds
+        return str(json.loads(answer).get("what", ""))
+
+    def close(self) -> None:
+        """As the daemon's end does it."""
+        self.channel.close()
+        if self.device is not None:
+            os.close(self.device)
+
+
+def processes_of(helper: Helper) -> list[int]:
+    """Those of its connections."""
+    pid = helper.process.pid
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_connection_gets_one_mount_which_goes_with_it_whatever_it_has_said(helper: Helper) -> None:
+    (helper.below / "second").mkdir()
+    client = Client(helper)
+    assert client.ask(mounting(helper.below / "agent")) == ""
+    assert "has its mount" in client.ask(mounting(helper.below / "second"))
+    client.channel.send(b"[" * 16_000)  # no parser goes so deep
+    client.close()
+    wait_for_mount_change(lambda: mounts.mountpoints_below(helper.below) == [])
+
+
+def test_a_directory_of_another_user_is_refused_and_stays_as_it_is(helper: Helper) -> None:
+    theirs = helper.below / "theirs"
+    theirs.mkdir(mode=0o755)
+    os.chown(theirs, UID + 1, UID + 1)
+    assert ask(helper, mounting(theirs)) == [("it belongs to another user", 0)]
+    assert (theirs.stat().st_uid, theirs.stat().st_mode & 0o777) == (UID + 1, 0o755)
+
+
+def test_a_symlink_in_the_way_to_the_directory_leads_nowhere(
+    make_helper: Callable[..., Helper], scratch: Path
+) -> None:
+    (scratch / "outside" / "homes" / "agent").mkdir(parents=True)
+    helper = make_helper(base="way")
+    (scratch / "way").rename(scratch / "moved")  # as its owner could
+    (scratch / "way").symlink_to(scratch / "outside")
+    helper.socket = scratch / "moved" / helper.socket.name
+    client = Client(helper)
+    refused = client.ask(mounting(helper.below / "agent"))
+    client.close()
+    (scratch / "way").unlink()
+    (scratch / "moved").rename(scratch / "way")
+    assert "symbolic links" in refused or "Not a directory" in refused, refused
+
+
+def test_a_late_clean_up_takes_away_no_other_mount_at_the_same_path(helper: Helper) -> None:
+    path = helper.below / "agent"
+    first = Client(helper)
+    assert first.ask(mounting(path)) == ""
+    (late,) = processes_of(helper)
+    os.kill(late, signal.SIGSTOP)
+    first.close()
+    between = Client(helper)
+    assert between.ask({"do": "unmount", "path": str(path), "lazy": True}) == ""
+    between.close()
+    second = Client(helper)
+    said: list[str] = []
+    asking = threading.Thread(target=lambda: said.append(second.ask(mounting(path))))
+    asking.start()
+    asking.join(0.5)
+    ended = os.pidfd_open(late)
+    os.kill(late, signal.SIGCONT)
+    select.select([ended], [], [], 60)
+    os.close(ended)
+    asking.join()
+    assert said == [""]
+    assert mounts.mountpoints_below(helper.below) == [path]
+    second.close()
+    wait_for_mount_change(lambda: mounts.mountpoints_below(helper.below) == [])
+
+
+def test_there_are_no_more_connections_than_a_host_can_bear(make_helper: Callable[..., Helper]) -> None:
+    few = "import agentfuse.mount_helper as helper; helper._MOST = 2; helper.main()"
+    helper = make_helper(program=(sys.executable, "-c", few))
+    unmounting = {"do": "unmount", "path": str(helper.below / "agent"), "lazy": True}
+    first, second = Client(helper), Client(helper)
+    for each in (first, second):
+        assert each.ask(unmounting) == "no mount of yours is there"
+    third = Client(helper)
+    assert third.channel.recv(1) == b""
+    third.close()
+    first.close()
+    mounts.eventually(lambda: len(processes_of(helper)) == 1)
+    again = Client(helper)
+    assert again.ask(unmounting) == "no mount of yours is there"
+    again.close()
+    second.close()
+
+
+def test_who_says_nothing_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mount_helper, "_PATIENCE_S", 0.05)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        mount_helper.Connection(theirs, "/srv", UID, UID).serve()
+
+
+def test_a_second_helper_does_not_take_the_socket_away(helper: Helper) -> None:
+    command = [HELPER, f"--socket={helper.socket}", f"--below={helper.below}", f"--user={UID}"]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (second.returncode, "another helper listens there" in second.stderr) == (2, True), second.stderr
+    client = Client(helper)
+    assert client.ask({"do": "nothing"}) == "no request"
+    client.close()

@@ -461,16 +461,18 @@ async def test_a_ping_is_answered_by_the_mount_it_was_made_for_and_by_no_other(h
 async def test_a_ping_waits_for_no_slow_upload(house: House) -> None:
     async def never_ends() -> AsyncIterator[bytes]:
         begun.append(1)
+        if len(begun) == MAX_DOORS:
+            all_begun.set()
         yield b"some"
         await trio.sleep_forever()
 
     begun: list[int] = []
+    all_begun = trio.Event()
     async with trio.open_nursery() as nursery:
         for number in range(MAX_DOORS):
             put = house.doors.put
             nursery.start_soon(partial(put, "uploads", b"%d" % number, never_ends(), creator=Creator.USER))
         with trio.fail_after(30):
-            while len(begun) < MAX_DOORS:
-                await trio.sleep(0.01)
+            await all_begun.wait()
             await house.doors.ping()
         nursery.cancel_scope.cancel()
