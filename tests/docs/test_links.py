@@ -63,3 +63,12 @@ def test_every_verb_and_option_that_a_page_mentions_is_there(page: Path) -> None
         own = rest.partition(" -- ")[0]
         unknown = set(OPTION.findall(own)) - options[verb]
         assert not unknown, f"{page.name}: agentfuse {verb} {unknown}"
+
+
+def test_every_proof_that_the_security_page_names_is_there() -> None:
+    page = (ROOT / "docs/security.md").read_text()
+    files = set(re.findall(r"`(\w+/test_\w+\.py)`", page))
+    assert len(files) > 30
+    assert [each for each in files if not (ROOT / "tests" / each).is_file()] == []
+    for file, test in re.findall(r"`(\w+/test_\w+\.py)` \(`(test_\w+)`\)", page):
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}: {test}"
