@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from agentfuse import killpoints
 from agentfuse.cli import VERBS
 
 ROOT = Path(__file__).parents[2]
@@ -72,3 +75,19 @@ def test_every_proof_that_the_security_page_names_is_there() -> None:
     assert [each for each in files if not (ROOT / "tests" / each).is_file()] == []
     for file, test in re.findall(r"`(\w+/test_\w+\.py)` \(`(test_\w+)`\)", page):
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}: {test}"
+
+
+def test_the_layers_of_the_architecture_are_those_that_are_checked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    layers = next(each["layers"] for each in contracts if each["type"] == "layers")
+    _, _, block = (ROOT / "docs/architecture.md").read_text().partition("\n```\n")
+    shown = [re.split(r"  +", line)[0] for line in block.partition("\n```")[0].splitlines()]
+    assert shown == [each.replace("agentfuse.", "") for each in layers]
+
+
+def test_every_step_to_be_killed_at_is_on_the_page_of_the_architecture() -> None:
+    named = re.findall(r"`([a-z]+)\.([a-z…-]+)`", (ROOT / "docs/architecture.md").read_text())
+    known = {f"{group}.{step}" for group, step in named} | {group for group, step in named if step == "…"}
+    steps = get_args(killpoints.Step)
+    assert [each for each in steps if each not in known and each.partition(".")[0] not in known] == []
