@@ -281,7 +281,9 @@ def test_of_changes_beside_prunings_none_is_lost_or_made_twice(tmp_path: Path) -
         each.read(ORGANIZATION, made.id)
     with ThreadPoolExecutor(10) as pool:
         pruners = [pool.submit(prune) for _ in range(2)]
-        writers = [pool.submit(gateways[n % 3].change, ORGANIZATION, made.id, told(f"{n}")) for n in range(40)]
+        writers = [
+            pool.submit(gateways[n % 3].change, ORGANIZATION, made.id, told(f"{n}")) for n in range(40)
+        ]
         try:
             for writer in writers:
                 writer.result()

@@ -26,7 +26,9 @@ DOCS = Path(__file__).parents[2] / "docs/operate.md"
 
 
 def test_the_documented_table_is_what_there_is() -> None:
-    rows = re.findall(r"^\| `(agentfuse_(?!gateway_)\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", DOCS.read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(agentfuse_(?!gateway_)\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", DOCS.read_text(), re.MULTILINE
+    )
     documented = [
         (name, kind, tuple(re.findall(r"`(\w+)`", labels)), said) for name, kind, labels, said in rows
     ]
