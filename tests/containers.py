@@ -31,7 +31,8 @@ exec unshare --cgroup --mount --propagation unchanged sh -c '
     verb=$1
     shift
     if [ $verb = run ]; then
-        set -- --cgroups=disabled --network=none --ulimit nofile=4096:4096 --ulimit nproc=4096:4096 "$@"
+        set -- --cgroups=disabled --ulimit nofile=4096:4096 --ulimit nproc=4096:4096 \\
+            "--network=${NETWORK:-none}" "$@"
     fi
     exec podman --root "$base/root" --runroot "$base/runroot" --tmpdir "$base/tmp" --storage-driver vfs \\
         --cgroup-manager cgroupfs --events-backend file --runtime crun $verb "$@"
@@ -40,7 +41,10 @@ exec unshare --cgroup --mount --propagation unchanged sh -c '
 
 
 class Engine:
-    """``base``: an empty directory. ``environment``: what the recipes of docs/examples/deploy are told."""
+    """``base``: an empty directory. ``environment``: what the recipes of docs/examples/deploy are told.
+
+    With NETWORK in it containers have that network (``ns:/proc/PID/ns/net``), else none.
+    """
 
     def __init__(self, base: Path) -> None:
         rootfs, local = base / "rootfs", base / "local/bin"
@@ -55,6 +59,7 @@ class Engine:
         local.mkdir(parents=True)
         for name in ("agentfuse", "agentfuse-mount-helper"):
             (local / name).symlink_to(Path(sys.executable).with_name(name))
+        (local / "agentfuse-sidecar").symlink_to(Path(CHECKOUT) / "docs/examples/deploy/fd-passing.sh")
         for name in ("root", "runroot", "tmp", "dev"):
             (base / name).mkdir()
         script = base / "engine"

@@ -26,7 +26,7 @@ def carry(source: socket.socket, target: socket.socket, *, slowly: bool) -> None
 
 def main() -> None:
     environ = {"BIND_HOST": BEHIND[0], "GATEWAY_PORT": str(BEHIND[1]), "SERVICES": "s3", "S3_PERSIST": "0"}
-    subprocess.Popen([MINISTACK], env={**os.environ, **environ}, cwd="/tmp")
+    subprocess.Popen(["setpriv", "--pdeathsig=KILL", MINISTACK], env={**os.environ, **environ}, cwd="/tmp")
     while socket.socket().connect_ex(BEHIND):
         time.sleep(0.05)
     s3 = boto3.client(

@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 RECIPES = Path(CHECKOUT) / "docs/examples/deploy"
-FD_PASSING = ("SYS_ADMIN", "CHOWN", "FOWNER", "SETUID", "SETGID", "SETPCAP")
+FD_PASSING = ("SYS_ADMIN", "CHOWN", "FOWNER", "KILL", "SETUID", "SETGID", "SETPCAP")
 LOOK = "id -u; grep CapEff /proc/self/status | cut -f2; cat $HOME/shared/note; echo more >> $HOME/shared/note"
 
 

@@ -3,7 +3,7 @@
 #
 #   fd-passing.sh MOUNTPOINT AGENT
 #
-# Runs as root with CAP_SYS_ADMIN, CHOWN, FOWNER, SETUID, SETGID and SETPCAP; MOUNTPOINT is in a volume with
+# Runs as root with CAP_SYS_ADMIN, CHOWN, FOWNER, KILL, SETUID, SETGID and SETPCAP; MOUNTPOINT is in a volume with
 # bidirectional propagation. The daemon is uid 1000 without any capability, and so is the agent in its container. Helper
 # and daemon are in one PID namespace: by numbers of processes the daemon knows its own.
 set -eu
@@ -19,5 +19,17 @@ agentfuse-mount-helper --socket "$socket" --below "$(dirname "$mountpoint")" --u
 until [ -S "$socket" ]; do sleep 0.05; done
 
 export AGENTFUSE_STATE AGENTFUSE_RUNTIME_DIR AGENTFUSE_MOUNT_HELPER="$socket" HOME=/tmp
-exec setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs \
-    agentfuse mount "$mountpoint" --agent "$agent" ${EXECUTION:+--execution "$EXECUTION"}
+setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs \
+    agentfuse mount "$mountpoint" --agent "$agent" ${EXECUTION:+--execution "$EXECUTION"} &
+daemon=$!
+trap 'kill -TERM $daemon 2>/dev/null || :' TERM INT
+
+# The container ends with the daemon, but after it: of a daemon that was killed nothing may stay mounted on the host.
+code=0
+wait $daemon || code=$?
+while kill -0 $daemon 2>/dev/null; do   # it was our own signal that ended the wait
+    code=0
+    wait $daemon || code=$?
+done
+umount -q -l "$mountpoint" || :
+exit $code
