@@ -40,17 +40,17 @@ _BLIND = 2
 _PREFIX = "executions/"
 _SUFFIX = ".json"
 _KEPT_BYTES = 48 * 1024 * 1024
-"""So much of records is held in memory, some 60,000 of them: to list these costs no more than to list keys."""
+"""So much of records is held in memory, some 60,000 of them: to list these costs a list of their keys."""
 
 _PAGE = 1000
 _SHARES = "0123456789abcdef"
 _AT_ONCE = 16
-"""Beyond a page the keys are listed by the first digit of ids, and unknown records read, so many at a time."""
+"""Beyond a page keys are listed by the first digit of ids, and unknown records read, so many at a time."""
 
 
 class _Revision(msgspec.Struct, frozen=True):
-    """A document. ``write`` is another of every attempt, so that a writer knows its own; ``follows`` are those
-    of all revisions before it."""
+    """A document. ``write`` is another of every attempt, so that a writer knows its own; ``follows`` are
+    those of all revisions before it."""
 
     format: int
     write: str

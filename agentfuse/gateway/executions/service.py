@@ -86,8 +86,8 @@ class Executions:
         self.lives = lives
 
     async def purge_old(self, after_s: float) -> None:
-        """Purge, for ever and ever, what ended so long ago, and prune records; as many gateways may do that as
-        like."""
+        """Purge, for ever and ever, what ended so long ago, and prune records; as many gateways may do that
+        as like."""
         while True:
             try:
                 old = await self._in_thread(self._ended_before, time.time() - after_s)
