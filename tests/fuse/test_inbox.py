@@ -203,7 +203,8 @@ def test_over_quota_a_file_stays_with_an_event_and_comes_when_there_is_room(boun
         ("arrived", "system"),
     ]
     gone(inbox, "too-big.bin", bound)
-    assert bound.status()["inboxes"][1]["left"] == 0
+    while bound.status()["inboxes"][1]["left"]:  # counted anew when it has left
+        assert bound.status()["state"] == "live"
 
 
 def test_a_forged_platform_directory_and_an_agents_symlink_lead_nowhere(bound: Home, inbox: Path) -> None:
@@ -228,6 +229,7 @@ def test_what_the_kernels_queue_had_no_room_for_is_found_all_the_same(bound: Hom
     pid = bound.pid
     os.kill(pid, signal.SIGSTOP)
     try:
+        os.waitid(os.P_PID, pid, os.WSTOPPED)  # a busy machine takes its time
         for _ in range(limit // 2 + 100):
             for name in ("one.part", "two.part"):
                 os.close(os.open(inbox / name, os.O_WRONLY | os.O_CREAT))
