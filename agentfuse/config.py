@@ -212,7 +212,22 @@ def _owner(value: object) -> tuple[int, int]:
             f"only root can give a home to {uid}:{gid}; run as root or leave the key out "
             f"(the home is then yours, {os.geteuid()}:{os.getegid()})"
         )
+    for name, number in (("uid", uid), ("gid", gid)):
+        if not _is_mapped(name, number):
+            raise ValueError(
+                f"{name} {number} is not in this user namespace, so no file can belong to it; "
+                "leave the key out, or map it into the namespace"
+            )
     return uid, gid
+
+
+def _is_mapped(kind: str, number: int) -> bool:
+    try:
+        lines = Path(f"/proc/self/{kind}_map").read_text().splitlines()
+    except OSError:  # who needs /proc says so better
+        return True
+    ranges = [[int(word) for word in line.split()] for line in lines]
+    return any(first <= number < first + count for first, _, count in ranges)
 
 
 def _mount_options(value: object) -> tuple[str, ...]:

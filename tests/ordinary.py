@@ -37,11 +37,12 @@ os.execvp(command[0], command)
 """
 
 
-def ordinary(uid: int = UID) -> tuple[str, ...]:
-    """What goes before a command, to run it as this user with no capability and no way to get one."""
+def ordinary(uid: int = UID, *, setuid: bool = False) -> tuple[str, ...]:
+    """What goes before a command, to run it as this user with no capability, and no way to get one: setuid
+    has no effect unless wanted."""
     return (
         *("unshare", "--mount", "--propagation", "slave"),
         *(sys.executable, "-c", _OPEN, sys.base_prefix, CHECKOUT, "--"),
         *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
-        *("--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"),
+        *(("--inh-caps=-all",) if setuid else ("--inh-caps=-all", "--bounding-set=-all", "--no-new-privs")),
     )

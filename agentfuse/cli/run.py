@@ -120,7 +120,7 @@ class _Daemon:
         self._reporter = reporter
         self.pid = self._start()
 
-    def replace_if_killed(self) -> None:
+    def replace_if_killed(self, box: Bwrap | None) -> None:
         """If it was, mount the home again; what fails at that is told, and the command goes on without."""
         try:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -133,6 +133,11 @@ class _Daemon:
                 self.pid = self._start()
             except AgentfuseError as error:
                 print_error(error)
+            if box is not None and not box.follows:
+                note(
+                    "agentfuse: its sandbox does not see that, for the directory above is no shared mount: "
+                    "end the command and run it again (what it closed is kept)"
+                )
 
     def _start(self) -> int:
         return start_background(self.settings, self.request, self._reporter, ends_with_us=True).pid
@@ -176,12 +181,12 @@ def _run_command(command: list[str], daemon: _Daemon, box: Bwrap | None) -> int:
         while process.poll() is None:
             caught = signal.sigwaitinfo(watched)
             if caught.si_signo == signal.SIGCHLD:
-                daemon.replace_if_killed()
+                daemon.replace_if_killed(box)
             # What a terminal sends (Ctrl-C) has reached the command already: it is in our process group.
             elif caught.si_code != _SI_KERNEL:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(box.process(process.pid) if box else process.pid, caught.si_signo)
-        daemon.replace_if_killed()
+        daemon.replace_if_killed(box)
         code = process.returncode
         return 128 - code if code < 0 else code
     finally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from agentfuse.control.mountinfo import mounts_at
+from agentfuse.control.mountinfo import covering, mounts, mounts_at
 from agentfuse.control.registry import Registry
 from agentfuse.errors import EnvironmentProblem
 from agentfuse.mountpoint import remove, reopen
@@ -60,6 +60,11 @@ class Bwrap:
     shown: Sequence[str]
 
     @property
+    def follows(self) -> bool:
+        """Whether a home that is mounted anew is seen inside: only root can see to that."""
+        return covering(self.mountpoint, mounts()).shared is not None
+
+    @property
     def mountpoint(self) -> Path:
         """Where on the host its home is mounted."""
         return self.directory / "homes" / "agent"
@@ -81,7 +86,8 @@ class Bwrap:
                 for word in ("--ro-bind", str(etc / name), f"/etc/{name}")
             ),
             *(word for path in self.shown for word in ("--ro-bind", path, path)),
-            *("--bind", str(self.directory / "homes"), "/home", "--remount-ro", "/", "--chdir", _HOME),
+            *("--bind", str(self.directory / "homes"), "/home", "--remount-ro", "/home"),
+            *("--remount-ro", "/", "--chdir", _HOME),
             *("sh", "-c", 'exec "$@"', "agentfuse", *command),
         ]
 

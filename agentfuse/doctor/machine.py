@@ -33,20 +33,6 @@ def machine(helper: Path | None) -> Iterator[Finding]:
     yield from guarded("open files", _descriptors)
 
 
-def owner(uid: int, gid: int) -> Iterator[Finding]:
-    """Whether files can belong to them: in a user namespace only those exist that it was given."""
-    for name, number in (("uid", uid), ("gid", gid)):
-        with open(f"/proc/self/{name}_map") as ranges:
-            known = [[int(word) for word in line.split()] for line in ranges]
-        if not any(first <= number < first + count for first, _, count in known):
-            yield Finding(
-                "owner",
-                "fail",
-                f"{name} {number} is not in this user namespace: no file can belong to it here",
-                f"leave owner out, or map {name} {number} into the namespace (unshare --map-auto)",
-            )
-
-
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     where = ", in a user namespace: mounts are seen in it alone" if in_user_namespace() else ""

@@ -120,7 +120,7 @@ def below(mountpoint: Path) -> Iterator[Finding]:
             "warn",
             f"the directory {mountpoint} can be written to while nothing is mounted (mode {mode:04o}, "
             f"uid {st.st_uid}): what lands there is in no home",
-            f"agentfuse umount {mountpoint}, {closer}, and mount again" if found else closer,
+            f"agentfuse umount {mountpoint} and mount again, which closes it" if found else closer,
         )
     elif not names:
         yield Finding("below the mount", "ok", f"{mountpoint} is empty and closed while nothing is mounted")

@@ -67,7 +67,7 @@ def _what_forbids() -> str:
         )
     if profile := _confined():
         return f"AppArmor's profile {profile} forbids it: in a container --security-opt apparmor=unconfined"
-    if _status("Seccomp") == "2":
+    if _filtered():
         return (
             "a seccomp filter forbids mount(2): SystemCallFilter=@system-service @mount in a unit, "
             "--security-opt seccomp=… in a container"
@@ -75,6 +75,13 @@ def _what_forbids() -> str:
     if in_user_namespace():
         return "a user namespace must have a mount namespace, too: unshare -Urm; PrivateUsers=no in a unit"
     return "look into dmesg for a security module (SELinux, AppArmor) that forbids it"
+
+
+def _filtered() -> bool:
+    """Whether mount(2) is refused before the kernel looks at what it is asked."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mount(b"none", b"/nonexistent/agentfuse-doctor", b"tmpfs", 0, None)
+    return ctypes.get_errno() != errno.ENOENT
 
 
 def _confined() -> str:

@@ -36,7 +36,7 @@ HIDING = (
     ),
     *("RootDirectory", "RootImage", "MountImages", "ExtensionImages"),
 )
-_HARMLESS = {"", "no", "default", "all", "shared"}
+_HARMLESS = {"", "no", "default", "all", "shared", "~"}
 _EMPTIED = ("Paths", "FileSystem", "Images", "Image", "Directory", "Path", "Namespace", "Flags")
 # With User=, each of them implies NoNewPrivileges (systemd.exec(5)).
 _NO_NEW_PRIVILEGES = (
@@ -56,6 +56,7 @@ _OTHERS = (
     *("CapabilityBoundingSet", "DevicePolicy", "DeviceAllow", "LimitNOFILE"),
 )
 _SHOWN = ",".join(dict.fromkeys((*_OTHERS, *HIDING, *_NO_NEW_PRIVILEGES)))
+_CAPABILITIES = "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID"
 _DEADLINE_S = 15
 _MIN_DESCRIPTORS = 4096
 Unit = dict[str, str]
@@ -124,7 +125,7 @@ def _forbidding(unit: Unit) -> Iterator[Finding]:
         yield _failure(
             unit,
             "CapabilityBoundingSet= is without CAP_SYS_ADMIN, which mounts",
-            "CapabilityBoundingSet=CAP_SYS_ADMIN",
+            _CAPABILITIES,
         )
     calls = unit["SystemCallFilter"]
     if calls and ("mount" in calls.removeprefix("~").split()) == calls.startswith("~"):

@@ -6,15 +6,17 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import mounts
 import pytest
+from ordinary import ordinary
 
 from agentfuse.control.registry import Registry
 
@@ -87,6 +89,12 @@ class Place:
 
     def mount(self, *words: object) -> None:
         self.run("agentfuse", "mount", self.mountpoint, "--agent", "a", "--background", *words)
+
+    def open_device(self) -> None:
+        """As on most systems."""
+        self.run("mount", "-t", "tmpfs", "-o", "dev,mode=0755", "none", "/mnt")
+        self.run("mknod", "-m", "0666", "/mnt/fuse", "c", "10", "229")
+        self.run("mount", "--bind", "/mnt/fuse", "/dev/fuse")
 
     def share(self) -> None:
         """As the recipe for containers does."""
@@ -179,15 +187,14 @@ def test_files_that_were_written_under_the_mount(place: Place) -> None:
     place.run("mount", "--make-private", aside)
     place.mount()
     assert place.doctor(place.mountpoint) == []
-    place.run("sh", "-c", f"echo lost >{aside}/agent/report; chmod 0777 {aside}/agent")
+    place.run("sh", "-c", f"cd {aside}/agent; chattr -f -i . || :; echo lost >report; chmod 0777 .")
     entries, mode = (each for each in place.doctor(place.mountpoint) if each["check"] == "below the mount")
     assert "1 entries lie in the directory" in entries["found"] and "report" in entries["found"]
     assert "mode 0777" in mode["found"]
     assert f"agentfuse umount {place.mountpoint}, move them away" in entries["fix"]
     place.run("agentfuse", "umount", place.mountpoint)
     place.run("mv", place.mountpoint / "report", place.base)
-    assert f"chmod 0555 {place.mountpoint}" in mode["fix"]
-    place.run("chmod", "0555", place.mountpoint)
+    assert "mount again, which closes it" in mode["fix"]
     place.mount()
     assert place.doctor(place.mountpoint) == []
 
@@ -329,14 +336,76 @@ def test_a_control_group_that_may_not_use_the_device(place: Place) -> None:
 
 
 def test_a_user_namespace_without_a_mount_namespace_and_an_owner_that_it_has_not(place: Place) -> None:
-    place.run("mount", "-t", "tmpfs", "-o", "dev", "none", "/mnt")
-    place.run("mknod", "-m", "0666", "/mnt/fuse", "c", "10", "229")
-    place.run("mount", "--bind", "/mnt/fuse", "/dev/fuse")
+    place.open_device()
     config = place.base / "config.toml"
     config.write_text('owner = "1000:1000"\n')
     found = place.doctor("--state", place.base / "s", before=("unshare", "-Ur"))
     assert "unshare -Urm" in of("mounting", found)["fix"]
     found = place.doctor(before=("unshare", "-Urm"), AGENTFUSE_CONFIG=str(config))
-    assert [each["check"] for each in found] == ["owner", "owner"]
-    assert "leave owner out" in found[0]["fix"]
+    assert "uid 1000 is not in this user namespace" in of("configuration", found)["found"]
+    assert "leave the key out" in of("configuration", found)["found"]
     assert place.doctor(before=("unshare", "-Urm")) == []
+
+
+NOBODY = 65534  # fusermount3 wants a user that has a name
+
+
+@pytest.fixture
+def user(place: Place) -> Callable[..., list[Finding]]:
+    """Doctor as an ordinary user, whose system has everything that he needs."""
+    place.fix("chown 65534:65534 " + str(place.base))
+    place.open_device()
+    (place.base / "fuse.conf").write_text("user_allow_other\n")
+    place.run("mount", "--bind", place.base / "fuse.conf", "/etc/fuse.conf")
+
+    def doctor(*before: object) -> list[Finding]:
+        return place.doctor(before=(*ordinary(NOBODY, setuid=True), *before))
+
+    assert doctor() == []
+    return doctor
+
+
+def test_a_device_that_is_roots_alone_and_others_who_are_not_let_in(
+    place: Place, user: Callable[..., list[Finding]]
+) -> None:
+    place.run("chmod", "0600", "/dev/fuse")
+    (place.base / "fuse.conf").write_text("# user_allow_other\n")
+    found = user()
+    place.fix(re.findall(r"chmod 0666 /dev/fuse", of("/dev/fuse", found)["fix"])[0])
+    assert of("allow_other", found)["fix"].endswith("add a line user_allow_other to /etc/fuse.conf")
+    (place.base / "fuse.conf").write_text("user_allow_other\n")
+    assert user() == []
+
+
+def test_a_fusermount_that_is_missing_or_not_setuid(place: Place, user: Callable[..., list[Finding]]) -> None:
+    program = shutil.which("fusermount3")
+    assert program
+    place.run("cp", program, "/mnt/fusermount3")  # without the bit
+    place.run("mount", "--bind", "/mnt/fusermount3", program)
+    found = of("mounting", user())
+    assert "it is not setuid root" in found["fix"]
+    place.fix(found["fix"].partition(": ")[2])
+    assert user() == []
+    place.run("mount", "-o", "remount,bind,nosuid", program)
+    assert "is on a filesystem that is mounted nosuid" in of("mounting", user())["fix"]
+    place.run("umount", program)
+    place.run("mount", "--bind", "/dev/null", program)
+    assert of("mounting", user())["fix"] == "apt-get install fuse3"
+    place.run("umount", program)
+    assert user() == []
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        (("setpriv", "--no-new-privs"), "setuid has no effect under NoNewPrivileges"),
+        (("bwrap", "--unshare-user", "--dev-bind", "/", "/"), "setuid has no effect under NoNewPrivileges"),
+        (("unshare", "--user"), "setuid root has no effect in this user namespace"),
+    ],
+)
+def test_a_user_for_whom_setuid_has_no_effect(
+    user: Callable[..., list[Finding]], before: tuple[str, ...], said: str
+) -> None:
+    found = of("mounting", user(*before))
+    assert said in found["fix"] and "unshare -Urm" in found["fix"]
+    assert user(*(before if before[0] != "unshare" else ()), "unshare", "-Urm") == []
