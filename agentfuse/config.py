@@ -103,6 +103,8 @@ def load_config(path: Path | None, *, environ: Mapping[str, str], overrides: Map
             reading.top(key, environ[variable], variable)
     if environ.get("AGENTFUSE_DEV_KEY"):
         reading.dev_key(environ["AGENTFUSE_DEV_KEY"])
+    if environ.get("AGENTFUSE_STARTER"):
+        reading.starter(environ["AGENTFUSE_STARTER"])
     for key, value in overrides.items():
         if key == "listen" and value is not None:
             reading.listen(value)
@@ -424,6 +426,10 @@ class _Reading:
 
     def listen(self, value: object) -> None:
         self.gateway = self._table(self.gateway, "--listen", {"": value}, {"": _GATEWAY["listen"]})
+
+    def starter(self, value: str) -> None:
+        where = {"": _GATEWAY["starter"]}
+        self.gateway = self._table(self.gateway, "AGENTFUSE_STARTER", {"": value}, where)
 
     def dev_key(self, value: str) -> None:
         key = self._note("AGENTFUSE_DEV_KEY", lambda: admission.dev_key(value))

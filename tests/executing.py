@@ -17,8 +17,10 @@ import httpx
 import mounts
 from gateways import Gateway
 
+from agentfuse.config import load_config
 from agentfuse.control.registry import Registry
 from agentfuse.errors import NotFoundError
+from agentfuse.gateway.executions.starters import Child, Starter
 
 _T = TypeVar("_T")
 DEADLINE_S = 60.0
@@ -179,6 +181,11 @@ def host(base: Path, *, kill_at: str = "", **options: Any) -> Iterator[Host]:
         yield found
     finally:
         found.clean_up()
+
+
+def child() -> Starter:
+    """Starts as a gateway without systemd does."""
+    return Child(load_config(None, environ={"HOME": "/"}, overrides={}), None, os.environ)
 
 
 def until(there: Callable[[], _T | None]) -> _T:

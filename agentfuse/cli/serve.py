@@ -12,6 +12,7 @@ import typer
 from agentfuse.cli import options
 from agentfuse.cli.output import say
 from agentfuse.config import load_config
+from agentfuse.supervision import supervisor_of
 from agentfuse.values import Address
 
 
@@ -52,5 +53,6 @@ def serve(
 
     def on_ready(address: Address) -> None:
         say(f"ready: {settings.gateway.scheme}://{address}")
+        supervisor_of(os.environ).ready(f"answers at {settings.gateway.scheme}://{address}")
 
     server.serve(settings, None if config is None else Path(config), on_ready=on_ready)

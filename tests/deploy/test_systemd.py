@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -32,7 +33,7 @@ EXPOSURE = {  # what systemd-analyze security says at most
     "agentfuse-mount-helper.service": 45,
     "agentfuse-recover.service": 30,
     "agentfuse-gc.service": 30,
-    "agentfuse-gateway.service": 90,
+    "agentfuse-gateway.service": 30,
 }
 SANDBOX = (
     *("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"),
@@ -233,32 +234,58 @@ def test_a_home_is_served_without_any_privilege(machine: Machine) -> None:
 
 
 ASK = """
-import json, sys, time, urllib.request
+import json, sys, urllib.request
 def ask(method, path, body=None):
     request = urllib.request.Request("http://127.0.0.1:8080/agents/v2" + path, method=method,
         data=None if body is None else json.dumps(body).encode(),
         headers={"X-Asteroid-Agents-Api-Key": "a-key-for-this-test", "Content-Type": "application/json"})
     return json.load(urllib.request.urlopen(request))
-print(ask("POST", "/agents/gwen/execute", {})["executionId"])
+if len(sys.argv) == 1:
+    print(ask("POST", "/agents/gwen/execute", {})["executionId"])
+else:
+    print(ask("GET", "/executions/" + sys.argv[1])["status"])
+"""
+AGENT = "until [ -e workspace/go ]; do sleep 0.05; done; echo out > shared/result"
+GATEWAY = f"""
+owner = "agent:agent"
+state = "/srv/elsewhere"
+[gateway]
+mounts = "/srv/mounts"
+launcher = {json.dumps([*SANDBOX, "--bind", "{home}", "{home}", "--chdir", "{home}", "sh", "-c", AGENT])}
 """
 
 
-def test_the_gateway_mounts_by_units_that_outlive_it(machine: Machine) -> None:
-    config = 'owner = "agent:agent"\n[gateway]\nstarter = "systemd"\nmounts = "/srv/mounts"\n'
-    machine.write("/etc/agentfuse/config.toml", config)
+def test_homes_and_launchers_are_units_that_outlive_the_gateway(machine: Machine) -> None:
+    machine.write("/etc/agentfuse/config.toml", GATEWAY)
     organization = "3f0f9c1e-6f57-4a3e-8d5c-5a4c1d5a7b10"
     machine.write("/etc/agentfuse/gateway.env", f"AGENTFUSE_DEV_KEY=a-key-for-this-test:{organization}\n")
     machine.systemctl("start", "agentfuse-gateway")
-    eventually(lambda: "ready" in machine.shell("journalctl -u agentfuse-gateway -o cat"))
     execution = machine.run("/usr/bin/python3", "-c", ASK).stdout.strip()
-    unit = f"agentfuse-execution@{execution}"
-    eventually(lambda: machine.show(unit, "ActiveState") == "active")
-    machine.shell(f"echo mine > /srv/mounts/{execution}/shared/note")
+
+    def status() -> str:
+        return machine.run("/usr/bin/python3", "-c", ASK, execution).stdout.strip()
+
+    units = f"agentfuse-execution@{execution}", f"agentfuse-launcher@{execution}"
+    eventually(lambda: status() == "running" and machine.show(units[1], "ActiveState") == "active")
+    before = [machine.show(unit, "MainPID") for unit in units]
+    home = f"/srv/mounts/{execution}"
+    machine.shell(f"echo mine > {home}/shared/note")
+    machine.systemctl("restart", "agentfuse-gateway")
     machine.systemctl("kill", "--kill-whom=all", "--signal=KILL", "agentfuse-gateway")
+    eventually(lambda: machine.show("agentfuse-gateway", "NRestarts") == "1")
+    eventually(lambda: machine.show("agentfuse-gateway", "SubState") == "running")
+    assert status() == "running"
+    assert [machine.show(unit, "MainPID") for unit in units] == before
     machine.systemctl("stop", "agentfuse-gateway")
-    assert machine.shell(f"cat /srv/mounts/{execution}/shared/note") == "mine\n"
-    machine.systemctl("stop", unit)
-    assert machine.show(unit, "Result") == "success"
+    assert machine.shell(f"cat {home}/shared/note; touch {home}/workspace/go") == "mine\n"
+    eventually(lambda: machine.show(units[1], "ActiveState") == "inactive")
+    machine.systemctl("start", "agentfuse-gateway")
+    eventually(lambda: status() == "completed")
+    assert [machine.show(unit, "ActiveState") for unit in units] == ["inactive"] * 2
+    memory = [machine.shell(f"agentfuse show gwen@{n}:result --state /srv/elsewhere || true") for n in (1, 2)]
+    assert "out\n" in memory
+    assert machine.shell("ls /srv/mounts") == ""
+    machine.systemctl("stop", "agentfuse-gateway")
 
 
 def test_fstab_mounts_at_boot_and_by_hand(machine: Machine) -> None:

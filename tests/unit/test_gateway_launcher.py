@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from executing import child
 
 from agentfuse.gateway.executions import supervisor
 from agentfuse.gateway.executions.journal import Journal, Note
@@ -36,6 +37,7 @@ class Host:
         return Launchers(
             command,
             journal=self.journal,
+            starter=child(),
             lease=self.lease,
             grace_s=grace_s,
             limiter=trio.CapacityLimiter(4),

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from executing import child
 
 from agentfuse.errors import StoreError, UsageError
 from agentfuse.gateway.executions.journal import Journal, Note
@@ -86,7 +87,7 @@ def means_of(tmp_path: Path, *command: str, archive: Archived | None = None) -> 
         "hints": Unhinted(),
         "mounts": Mounted(tmp_path),
         "launchers": Launchers(
-            command, journal=journal, lease=tmp_path / "lease", grace_s=1.0, limiter=limiter
+            command, journal=journal, starter=child(), lease=tmp_path / "lease", grace_s=1.0, limiter=limiter
         ),
         "journal": journal,
         "archive": archive or Archived(),

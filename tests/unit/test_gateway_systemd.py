@@ -21,8 +21,9 @@ from agentfuse.gateway.executions.starters import Systemd
 _SYSTEMCTL = f"""#!/bin/sh
 echo "$@" >> "$CALLS"
 case "$CALLS" in *broken*) echo "Unit is masked." >&2; exit 1;; esac
-id=${{2#agentfuse-execution@}}; id=${{id%.service}}
-set -a; . "$STATE/gateway/executions/$id/mount.env"; set +a
+[ $2 = start ] || exit 0
+id=${{3#agentfuse-execution@}}; id=${{id%.service}}
+set -a; . "$AGENTFUSE_RUNTIME_DIR/executions/$id/mount.env"; set +a
 exec {mounts.AGENTFUSE} mount "$MOUNTPOINT" --agent "$AGENT" --execution "$id" --retain --background
 """
 
@@ -34,7 +35,6 @@ def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (base / "bin/systemctl").write_text(_SYSTEMCTL)
     (base / "bin/systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{base}/bin:{os.environ['PATH']}")
-    monkeypatch.setenv("STATE", str(base / "state"))
     monkeypatch.setenv("CALLS", str(base / "calls"))
     monkeypatch.setenv("AGENTFUSE_RUNTIME_DIR", str(base / "run"))
     (base / "run").mkdir(mode=0o700)
@@ -48,7 +48,7 @@ def _mounts(base: Path) -> tuple[Mounts, Journal]:
     overrides: dict[str, object] = {"state": str(base / "state"), "store": f"file://{base}/a $tore"}
     config = load_config(None, environ={"HOME": "/"}, overrides=overrides)
     journal = Journal(config.state)
-    starter = Systemd(config, None, "agentfuse-execution@.service", journal)
+    starter = Systemd(config, None, "agentfuse-execution@.service", journal, base / "run")
     limiter = trio.CapacityLimiter(4)
     found = Mounts(config, base / "mounts", registry=Registry(base / "run"), starter=starter, limiter=limiter)
     return found, journal
@@ -60,7 +60,9 @@ async def test_a_home_is_mounted_by_its_unit_and_unmounted_as_others(base: Path)
     execution = str(uuid.uuid4())
     journal.write(Note(id=execution, organization="o", agent='a"da'))
     await found.start("ada", execution)
-    assert (base / "calls").read_text() == f"start agentfuse-execution@{execution}.service\n"
+    assert (
+        base / "calls"
+    ).read_text() == f"--no-ask-password start agentfuse-execution@{execution}.service\n"
     (found.path(execution) / "workspace/x").write_bytes(b"x")
     await found.end(execution)
     assert found.outcome(execution) == "flushed"

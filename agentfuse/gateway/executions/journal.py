@@ -39,11 +39,11 @@ class Journal:
     """The notes of a state directory. Every method blocks."""
 
     def __init__(self, state: Path) -> None:
-        self._directory = state / "gateway" / "executions"
+        self.path = state / "gateway" / "executions"
 
     def directory(self, execution: str) -> Path:
         """Where this host keeps what it needs for an execution."""
-        return self._directory / execution
+        return self.path / execution
 
     def write(self, note: Note) -> None:
         """Note an execution, or note it anew; durable when this returns."""
@@ -51,7 +51,7 @@ class Journal:
         try:
             if not directory.is_dir():
                 directory.mkdir(mode=0o700, parents=True)
-                sync_directory(self._directory)
+                sync_directory(self.path)
         except OSError as error:
             raise EnvironmentProblem(
                 f"cannot make {directory}: {os.strerror(error.errno or 0)}",
@@ -62,12 +62,12 @@ class Journal:
     def notes(self) -> Iterator[Note]:
         """All of them that can be read; a damaged one is told, and holds up no other."""
         try:
-            names = sorted(os.listdir(self._directory))
+            names = sorted(os.listdir(self.path))
         except FileNotFoundError:
             return
         for name in names:
             try:
-                data = (self._directory / name / _NOTE).read_bytes()
+                data = (self.path / name / _NOTE).read_bytes()
             except FileNotFoundError:
                 continue  # it is being made, or removed
             try:
@@ -76,13 +76,13 @@ class Journal:
                 _LOG.error(
                     "%s is damaged, so nothing is done about its execution: %s; see what its record "
                     "says, then remove the directory",
-                    self._directory / name / _NOTE,
+                    self.path / name / _NOTE,
                     error,
                 )
 
     def sweep(self) -> None:
         """Remove what has no note: a gateway was killed while it was made, or removed. For the start only."""
-        for directory in self._directory.glob("*"):
+        for directory in self.path.glob("*"):
             if not (directory / _NOTE).exists():
                 self.forget(directory.name)
 

@@ -11,8 +11,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from agentfuse.errors import EnvironmentProblem
 from agentfuse.gateway.executions import supervisor
 from agentfuse.gateway.executions.journal import Journal
 from agentfuse.gateway.executions.record import Execution
+from agentfuse.gateway.executions.starters import Starter
 from agentfuse.home.tree import write_durably
 from agentfuse.locks import is_held
 
@@ -67,12 +66,14 @@ class Launchers:
         command: Sequence[str],
         *,
         journal: Journal,
+        starter: Starter,
         lease: Path,
         grace_s: float,
         limiter: trio.CapacityLimiter,
     ) -> None:
         self._command = command
         self._journal = journal
+        self._starter = starter
         self._lease = lease
         self._grace_s = grace_s
         self._limiter = limiter
@@ -98,16 +99,8 @@ class Launchers:
         if self.has_begun(record.id):
             return
         await trio.to_thread.run_sync(self._prepare, record, home, directory, limiter=self._limiter)
-        done = await trio.run_process(
-            [sys.executable, "-I", "-S", supervisor.__file__, str(directory)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            check=False,
-            env={"PATH": os.environ.get("PATH", os.defpath)},
-        )
-        if done.returncode or not self.has_begun(record.id):
+        await self._starter.supervise(record.id, directory)
+        if not self.has_begun(record.id):
             raise EnvironmentProblem("the supervisor of the launcher cannot be started")
 
     async def ended(self, execution: str) -> Exit:

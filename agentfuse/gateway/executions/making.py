@@ -55,6 +55,8 @@ def make_executions(
 
     journal = Journal(config.state)
     journal.sweep()
+    registry = open_registry(os.environ)
+    starter = _starter(config, config_file, journal, registry.runtime)
     means = Means(
         records=Records(store),
         hints=Hints(store),
@@ -62,13 +64,14 @@ def make_executions(
         mounts=Mounts(
             config,
             settings.mounts or config.state.with_name(f"{config.state.name}-mounts"),
-            registry=open_registry(os.environ),
-            starter=_starter(config, config_file, journal),
+            registry=registry,
+            starter=starter,
             limiter=limits.lives,
         ),
         launchers=Launchers(
             settings.launcher,
             journal=journal,
+            starter=starter,
             lease=config.state / "gateway" / LEASE_FILE,
             grace_s=settings.launcher_grace_s,
             limiter=limits.lives,
@@ -92,7 +95,7 @@ def make_executions(
     )
 
 
-def _starter(config: Config, config_file: Path | None, journal: Journal) -> Starter:
+def _starter(config: Config, config_file: Path | None, journal: Journal, runtime: Path) -> Starter:
     if config.gateway.starter == "systemd":
-        return Systemd(config, config_file, config.gateway.mount_unit, journal)
+        return Systemd(config, config_file, config.gateway.mount_unit, journal, runtime)
     return Child(config, config_file, os.environ)

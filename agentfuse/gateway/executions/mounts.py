@@ -59,6 +59,7 @@ class Mounts:
         self._registry = registry
         self._starter = starter
         self._limiter = limiter
+        before = os.umask(0o022)  # agents, who are not root, come through
         try:
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         except OSError as error:
@@ -66,6 +67,8 @@ class Mounts:
                 f"{directory}: {error.strerror}",
                 hint="the directory of the mounts must be writable; choose another with mounts in [gateway]",
             ) from error
+        finally:
+            os.umask(before)
         self._directory = resolve_mountpoint(directory)
 
     def path(self, execution: str) -> Path:
@@ -120,6 +123,7 @@ class Mounts:
                 continue
             await self._unmount(execution)
             await self.ended(execution)
+        await self._starter.settle(execution)
         await trio.to_thread.run_sync(self._finish, execution, limiter=self._limiter, abandon_on_cancel=True)
 
     def remove(self, execution: str) -> None:

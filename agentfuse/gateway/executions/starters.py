@@ -1,7 +1,8 @@
-"""How the daemon of an execution is started, so that it outlives this gateway: as a child, or by systemd."""
+"""Starts an execution's daemon and launcher so that they outlive this gateway: as children, or by systemd."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import trio
 
 from agentfuse.config import Config
 from agentfuse.errors import BusyError, EnvironmentProblem
+from agentfuse.gateway.executions import supervisor
 from agentfuse.gateway.executions.journal import Journal
 from agentfuse.home.tree import write_durably
 
+LAUNCHER_UNIT = "agentfuse-launcher@.service"
 _SAID_BYTES = 2000
 _OURS = ("AGENTFUSE_DEV_KEY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
 """A key, and what systemd tells the gateway alone."""
@@ -32,11 +35,17 @@ class Wanted:
 
 
 class Starter(Protocol):
-    """Starts daemons."""
+    """Starts daemons, and the supervisors of launchers."""
 
     async def start(self, wanted: Wanted) -> None:
         """Mount a home; returns when it is usable. Raises ``EnvironmentProblem`` that says why it is not, and
         ``BusyError`` when another process has the home now."""
+
+    async def settle(self, execution: str) -> None:
+        """What was done for a daemon that has ended is undone, or about to be: wait for that."""
+
+    async def supervise(self, execution: str, directory: Path) -> None:
+        """Run ``supervisor`` with a launcher's directory; returns when it has begun, or failed."""
 
 
 class Child:
@@ -65,19 +74,47 @@ class Child:
             kind = BusyError if done.returncode == BusyError.exit_code else EnvironmentProblem
             raise kind(f"the home cannot be mounted: {said or f'exit code {done.returncode}'}")
 
+    async def settle(self, execution: str) -> None:
+        """Nothing was."""
+
+    async def supervise(self, execution: str, directory: Path) -> None:
+        await trio.run_process(
+            supervisor.command(directory),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            check=False,
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+        )
+
 
 class Systemd:
-    """Starts daemons as instances of a template unit, which are systemd's from then on.
+    """Starts them as instances of template units, which are systemd's from then on.
 
-    ``unit`` is its name, like ``agentfuse-execution@.service``; the instance is the execution's id. What the
-    unit needs to know is in ``STATE/gateway/executions/<id>/mount.env``.
+    ``unit`` is the daemons', like ``agentfuse-execution@.service``; the instance is the execution's id. What
+    units need to know is in ``mount.env`` and ``launcher.env`` of its directory in the journal, which they
+    find at ``executions`` in the runtime directory, wherever the state is.
     """
 
-    def __init__(self, config: Config, config_file: Path | None, unit: str, journal: Journal) -> None:
+    def __init__(
+        self, config: Config, config_file: Path | None, unit: str, journal: Journal, runtime: Path
+    ) -> None:
         self._config = config
         self._config_file = config_file
         self._unit = unit
         self._journal = journal
+        self._runtime = runtime
+        link = runtime / "executions"
+        try:
+            if not link.is_symlink() or link.readlink() != journal.path:
+                with contextlib.suppress(FileNotFoundError):
+                    link.unlink()
+                link.symlink_to(journal.path)
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"cannot link {link} to {journal.path}: {error.strerror}", hint=f"rm -r {link}"
+            ) from error
 
     async def start(self, wanted: Wanted) -> None:
         values = {
@@ -85,15 +122,37 @@ class Systemd:
             "AGENT": wanted.agent,
             "AGENTFUSE_STORE": self._config.store,
             "AGENTFUSE_STATE": str(self._config.state),
+            "AGENTFUSE_RUNTIME_DIR": str(self._runtime),
         }
         if self._config_file is not None:
             values["AGENTFUSE_CONFIG"] = str(self._config_file.absolute())
+        self._tell(wanted.execution, "mount.env", values)
+        await self._systemctl("start", self._unit, wanted.execution)
+
+    async def settle(self, execution: str) -> None:
+        await self._systemctl("stop", self._unit, execution)
+
+    async def supervise(self, execution: str, directory: Path) -> None:
+        python, *options, script, _ = supervisor.command(directory)
+        values = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "PYTHON": python,
+            "OPTIONS": " ".join(options),
+            "SUPERVISOR": script,
+            "DIRECTORY": str(directory),
+        }
+        self._tell(execution, "launcher.env", values)
+        await self._systemctl("start", LAUNCHER_UNIT, execution)
+
+    def _tell(self, execution: str, name: str, values: Mapping[str, str]) -> None:
         lines = [f"{name}={_quoted(value)}\n" for name, value in values.items()]
-        write_durably(self._journal.directory(wanted.execution) / "mount.env", "".join(lines).encode())
-        unit = self._unit.replace("@", f"@{wanted.execution}")
+        write_durably(self._journal.directory(execution) / name, "".join(lines).encode())
+
+    async def _systemctl(self, verb: str, template: str, execution: str) -> None:
+        unit = template.replace("@", f"@{execution}")
         try:
             done = await trio.run_process(
-                ["systemctl", "start", unit],
+                ["systemctl", "--no-ask-password", verb, unit],
                 stdin=subprocess.DEVNULL,
                 capture_stderr=True,
                 check=False,
@@ -102,7 +161,8 @@ class Systemd:
             raise EnvironmentProblem(f"systemctl cannot be run: {error.strerror}") from error
         if done.returncode:
             said = done.stderr[-_SAID_BYTES:].decode(errors="replace").strip()
-            raise EnvironmentProblem(f"{unit} cannot be started: {said}", hint=f"journalctl -u {unit}")
+            what = "started" if verb == "start" else "stopped"
+            raise EnvironmentProblem(f"{unit} cannot be {what}: {said}", hint=f"journalctl -u {unit}")
 
 
 def _quoted(value: str) -> str:

@@ -41,6 +41,11 @@ _HEEDED = (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signa
 _prctl = ctypes.CDLL(None).prctl
 
 
+def command(directory: os.PathLike[str]) -> list[str]:
+    """What runs a supervisor."""
+    return [sys.executable, "-I", "-S", __file__, os.fspath(directory)]
+
+
 def main(directory: str) -> None:
     """Run it in a process of its own; returns when that has begun, or another one had."""
     reader, writer = os.pipe()
