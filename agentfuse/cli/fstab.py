@@ -15,8 +15,8 @@ from agentfuse.cli import main
 from agentfuse.cli.output import print_error
 from agentfuse.errors import AgentfuseError, UsageError
 
-_VALUES = ("agent", "execution", "store", "state", "config", "owner")
-_MOUNT_OPTIONS = ("dev", "suid", "noexec")
+VALUES = ("agent", "execution", "store", "state", "config", "owner")
+MOUNT_OPTIONS = ("dev", "suid", "noexec")
 _DEFAULTS = frozenset({
     "rw", "defaults", "auto", "noauto", "nofail", "_netdev", "nouser", "exec", "nodev", "nosuid", "async",
     "relatime", "comment",
@@ -55,9 +55,9 @@ def _mounting(arguments: Sequence[str]) -> list[str] | None:
     words, mount_options = ["mount", rest[1], "--background"], []
     for option in ",".join(value for flag, value in flags if flag == "-o").split(","):
         name, _, value = option.partition("=")
-        if name in _VALUES and value:
+        if name in VALUES and value:
             words += [f"--{name}", value]
-        elif option in _MOUNT_OPTIONS:
+        elif option in MOUNT_OPTIONS:
             mount_options.append(option)
         elif option == "xattrs":
             words.append("--xattrs")
@@ -67,7 +67,7 @@ def _mounting(arguments: Sequence[str]) -> list[str] | None:
             option and name not in _DEFAULTS and not name.startswith(("x-", "X-")) and ("-s", "") not in flags
         ):
             hint = (
-                f"there are {', '.join(f'{each}=' for each in _VALUES)}, xattrs, {', '.join(_MOUNT_OPTIONS)}"
+                f"there are {', '.join(f'{each}=' for each in VALUES)}, xattrs, {', '.join(MOUNT_OPTIONS)}"
             )
             raise UsageError(f"there is no mount option {option!r}", hint=hint)
     if "--agent" not in words:

@@ -41,11 +41,15 @@ def test_every_key_of_the_configuration_is_on_its_page() -> None:
 
 def test_every_verb_has_a_man_page_without_a_mistake(generator: ModuleType, tmp_path: Path) -> None:
     generator.man(tmp_path)
-    assert {f"agentfuse-{verb}.1" for verb in VERBS} <= {path.name for path in tmp_path.iterdir()}
-    command = ["groff", "-man", "-Tutf8", "-ww", *sorted(tmp_path.iterdir())]
+    pages = {path.name: path for path in tmp_path.glob("man?/*")}
+    assert {f"agentfuse-{verb}.1" for verb in VERBS} <= set(pages)
+    command = ["groff", "-man", "-Tutf8", "-ww", *sorted(pages.values())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert all(f"AGENTFUSE-{verb.upper()}(1)" in done.stdout for verb in VERBS)
     assert done.stderr == ""
+    assert pages["agentfuse.toml.5"].parent.name == "man5"
+    assert "checkpoint_interval" in pages["agentfuse.toml.5"].read_text()
+    assert "owner=..." in pages["mount.agentfuse.8"].read_text()
 
 
 def test_a_shell_completes_verbs_and_their_options(tmp_path: Path) -> None:
