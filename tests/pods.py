@@ -27,6 +27,7 @@ _LEAST_GRACE_S = 2.0
 _STARTED_S = 60.0
 _PROPAGATION = {"Bidirectional": "rshared", "HostToContainer": "rslave"}
 _PROBED_BY_NOBODY = {"readinessProbe", "livenessProbe", "resources", "ports", "terminationMessagePolicy"}
+_GET = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1])"
 _numbers = itertools.count()
 
 Document = dict[str, Any]
@@ -114,8 +115,11 @@ class Pod:
         """Nothing of it stays but what is on the host."""
         for each in (*self.mains, *self.inits):
             each.kill("KILL")
-        for path in reversed(mountpoints_below(self._base.parent)):
-            subprocess.run(["umount", "-l", path], check=True)
+        for volume in self._volumes.values():
+            for path in reversed(mountpoints_below(volume.parent)):
+                if path.is_relative_to(volume):
+                    subprocess.run(["umount", "-l", path], check=True)
+            subprocess.run(["chattr", "-R", "-i", volume], check=False, stderr=subprocess.DEVNULL)
         shutil.rmtree(self._base)
 
 
@@ -148,7 +152,13 @@ class Container:
 
     def wait_started(self) -> None:
         """Return when the startup probe succeeds."""
-        command = self.spec["startupProbe"]["exec"]["command"]
+        probe = self.spec["startupProbe"]
+        if "exec" in probe:
+            command = probe["exec"]["command"]
+        else:
+            asked = probe["httpGet"]
+            (port,) = (e["containerPort"] for e in self.spec["ports"] if e["name"] == asked["port"])
+            command = ["python3", "-c", _GET, f"http://{self.pod.address}:{port}{asked['path']}"]
 
         def succeeds() -> bool:
             assert self.process.poll() is None, self.log()
@@ -221,6 +231,8 @@ class Container:
             options.append("--security-opt=no-new-privileges")
         if security.pop("readOnlyRootFilesystem", False):
             options += ["--read-only", "--read-only-tmpfs=false"]
+        else:
+            options.append("--tmpfs=/run")  # each container's own, as all of its filesystem should be
         for each in security.pop("capabilities", {}).get("drop", []):
             options.append(f"--cap-drop={each.lower()}")
         uid, gid = security.pop("runAsUser", 0), security.pop("runAsGroup", 0)

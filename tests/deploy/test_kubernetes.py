@@ -128,24 +128,10 @@ def begin(pod: Pod) -> None:
     eventually(log.exists)
 
 
-def test_a_pod_ends_within_its_grace_and_everything_is_durable(
-    make_pod: Callable[..., Pod], store: Store
-) -> None:
-    pod = make_pod("ends")
-    (home,), (agent,) = pod.inits, pod.mains
-    begin(pod)
-    told(pod, pod.end())
-    assert (agent.process.returncode, home.process.returncode) == (0, 0), home.log()
-    assert home.hook.startswith("exit code 0: shared/: snapshot 1 ")
-    assert "SIGKILL" not in {**agent.told, **home.told}
-    assert store.show("alice@latest:note", STORE.format("ends")) == "first\nlast\n"
-    assert mounts.mountpoints_below(pod.volume("home")) == []
-
-
 def test_a_slow_store_is_waited_for_within_the_grace(make_pod: Callable[..., Pod], store: Store) -> None:
     pod = make_pod("slow", f"seq 20 | while read n; do echo $n >shared/$n; done; {AGENT}")
     begin(pod)
-    store.delay.write_text("0.4")
+    store.delay.write_text("0.3")
     told(pod, pod.end())
     store.delay.unlink()
     assert pod.inits[0].process.returncode == 0, pod.inits[0].log()
@@ -154,23 +140,25 @@ def test_a_slow_store_is_waited_for_within_the_grace(make_pod: Callable[..., Pod
     assert store.show("alice@latest:20", STORE.format("slow")) == "20\n"
 
 
-def test_what_a_killed_drain_has_left_the_next_pod_finishes(
+def test_what_a_killed_drain_has_left_the_next_pod_brings_into_the_store(
     make_pod: Callable[..., Pod], store: Store
 ) -> None:
     pod = make_pod("killed")
     begin(pod)
     store.delay.write_text("5")
-    told(pod, pod.end(grace_s=2))
+    told(pod, pod.end(grace_s=0.5))
     store.delay.unlink()
     assert "SIGKILL" in pod.inits[0].told
     assert mounts.mountpoints_below(pod.volume("home")) == []  # else kubelet could not remove the pod
-    following = make_pod("killed", "cat shared/note")
-    following.start()
-    assert following.mains[0].process.wait(60) == 0
-    assert following.mains[0].log() == "first\nlast\n"
-    following.end()
-    assert following.inits[0].process.returncode == 0, following.inits[0].log()
-    assert store.show("alice@latest:note", STORE.format("killed")) == "first\nlast\n"
+    following = make_pod("killed")
+    (home,), (agent,) = following.inits, following.mains
+    begin(following)
+    told(following, following.end())
+    assert (agent.process.returncode, home.process.returncode) == (0, 0), home.log()
+    assert home.hook.startswith("exit code 0: shared/: "), home.hook
+    assert "SIGKILL" not in {**agent.told, **home.told}
+    assert store.show("alice@latest:note", STORE.format("killed")) == "first\nlast\n" * 2
+    assert mounts.mountpoints_below(following.volume("home")) == []
 
 
 CRASHED = """
@@ -213,3 +201,46 @@ def test_a_sidecar_that_is_started_again_serves_the_running_agent(
     assert agent.process.poll() is None
     pod.end()
     assert store.show("alice@latest:after", STORE.format("crash")) == "after\n"
+
+
+ORGANIZATION = "3f0f9c1e-6f57-4a3e-8d5c-5a4c1d5a7b10"
+EXECUTE = """
+import json, urllib.request
+url = "http://127.0.0.1:8080/agents/v2/agents/gwen/execute"
+headers = {"X-Api-Key": "a-key-for-this-test", "Content-Type": "application/json"}
+request = urllib.request.Request(url, method="POST", data=b"{}", headers=headers)
+print(json.load(urllib.request.urlopen(request))["executionId"])
+"""
+
+
+def test_a_gateway_that_is_started_again_mounts_its_homes_again(
+    engine: Engine, scratch: Path, store: Store
+) -> None:
+    found = documents(MANIFEST.with_name("gateways.yaml"))
+    config = one(found, "ConfigMap")["data"]["config.toml"].split("[[keys]]")[0]
+    config = config.replace("s3://CHANGE-ME/agents?region=eu-west-1", STORE.format("gateway"))
+    files = {
+        "agentfuse-gateway": {"config.toml": config},
+        "agentfuse-store": {"credentials": CREDENTIALS},
+        "agentfuse-cluster": {"secret": "of this test only, and long enough for it"},
+    }
+    pod = Pod(engine, one(found, "DaemonSet")["spec"]["template"]["spec"], scratch, files)
+    gateway, recover = pod.mains
+    gateway.spec["env"].append({"name": "AGENTFUSE_DEV_KEY", "value": f"a-key-for-this-test:{ORGANIZATION}"})
+    try:
+        pod.start()
+        gateway.wait_started()
+        execution = gateway.execute("python3", "-c", EXECUTE).stdout.strip()
+        note = pod.volume("agents") / execution / "shared/note"
+        eventually(note.parent.exists)
+        note.write_text("kept\n")
+        gateway.kill("KILL")
+        gateway.start()
+        gateway.wait_started()
+        eventually(lambda: os.path.exists(note))
+        assert note.read_text() == "kept\n"
+        eventually(lambda: "nothing is left to recover" in recover.log())
+        pod.end()
+        assert (gateway.process.returncode, recover.process.returncode) == (0, 0), gateway.log()
+    finally:
+        pod.discard()

@@ -64,7 +64,7 @@ EACH_CONTAINER = pytest.mark.parametrize(
 
 
 def test_there_are_manifests() -> None:
-    assert {each["kind"] for _, each in OBJECTS} >= {"Pod", "ConfigMap", "Secret"}
+    assert {each["kind"] for _, each in OBJECTS} >= {"Pod", "ConfigMap", "DaemonSet", "Service"}
 
 
 @EACH_OBJECT
@@ -90,12 +90,12 @@ def test_mistakes_deep_in_a_manifest_are_noticed() -> None:
 def test_a_container_refers_to_what_is_there(spec: Document, container: Document) -> None:
     volumes = {each["name"] for each in spec["volumes"]}
     assert {each["name"] for each in container["volumeMounts"]} <= volumes
-    names = {(each["kind"], each["metadata"]["name"]) for _, each in OBJECTS}
+    made = {each["metadata"]["name"] for _, each in OBJECTS if each["kind"] == "ConfigMap"}
+    comments = "".join(path.read_text() for path in MANIFESTS)
+    made |= set(re.findall(r"^#   kubectl create secret generic (\S+) --from-", comments, re.MULTILINE))
     for volume in spec["volumes"]:
-        if "configMap" in volume:
-            assert ("ConfigMap", volume["configMap"]["name"]) in names
-        if "secret" in volume:
-            assert ("Secret", volume["secret"]["secretName"]) in names
+        for source, key in (("configMap", "name"), ("secret", "secretName")):
+            assert source not in volume or volume[source][key] in made
     known = {each["name"] for each in container.get("env", [])}
     for words in command_lines(container):
         assert set(re.findall(r"\$\((\w+)\)", " ".join(words))) <= known
