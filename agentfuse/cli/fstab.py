@@ -66,9 +66,7 @@ def _mounting(arguments: Sequence[str]) -> list[str] | None:
         elif (
             option and name not in _DEFAULTS and not name.startswith(("x-", "X-")) and ("-s", "") not in flags
         ):
-            hint = (
-                f"there are {', '.join(f'{each}=' for each in VALUES)}, xattrs, {', '.join(MOUNT_OPTIONS)}"
-            )
+            hint = f"there are {', '.join(f'{each}=' for each in VALUES)}, xattrs, {', '.join(MOUNT_OPTIONS)}"
             raise UsageError(f"there is no mount option {option!r}", hint=hint)
     if "--agent" not in words:
         raise UsageError("whose home it is is not said", hint="add the option agent=NAME")
