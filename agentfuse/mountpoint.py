@@ -144,8 +144,8 @@ def require_directory(mountpoint: Path) -> os.stat_result:
         raise MountError(f"{mountpoint} is not a directory", hint="give an empty directory")
     if entries:
         raise MountError(
-            f"{mountpoint} is not empty ({len(entries)} entries): they would be hidden by the mount",
-            hint="move them away, or give another directory",
+            f"{mountpoint} is not empty: the mount would hide {min(entries)!r} and whatever else is in it",
+            hint="move it away, or give another directory",
         )
     return st
 

@@ -51,6 +51,7 @@ def umount(
     resolved = resolve_mountpoint(mountpoint)
     entry = published(registry, resolved)
     if entry and entry.alive:
+        os.chdir("/")  # where it was called may be in the home, which would keep that busy
         try:
             end_mount(registry, entry, lazy=lazy, timeout_s=timeout, reporter=terminal_reporter())
         except NotFoundError:

@@ -258,6 +258,13 @@ def test_two_who_unmount_at_once_are_both_told_that_all_is_durable(host: Host) -
             assert code == 0 or "nothing is mounted" in err, err
 
 
+def test_a_home_can_be_unmounted_from_within(host: Host) -> None:
+    host.mount()
+    done = host.run("umount", ".", cwd=host.home)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(host.home) == []
+
+
 def test_a_busy_mount_stays_and_its_holders_are_named(host: Host) -> None:
     host.mount()
     with subprocess.Popen(["sleep", "1000"], cwd=host.home / "shared") as sleeper:
