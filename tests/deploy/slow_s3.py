@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -17,11 +18,13 @@ MINISTACK, DELAY = sys.argv[1], Path(sys.argv[2])
 
 
 def carry(source: socket.socket, target: socket.socket, *, slowly: bool) -> None:
-    while data := source.recv(1 << 20):
-        if slowly and DELAY.exists():
-            time.sleep(float(DELAY.read_text()))
-        target.sendall(data)
-    target.shutdown(socket.SHUT_WR)
+    with contextlib.suppress(OSError):  # one side has gone
+        while data := source.recv(1 << 20):
+            if slowly:
+                with contextlib.suppress(FileNotFoundError):
+                    time.sleep(float(DELAY.read_text()))
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
 
 
 def main() -> None:
