@@ -9,15 +9,17 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from agentfuse.cli import options
+from agentfuse.cli.confinement import leave_keyring
 from agentfuse.cli.holders import holders_of
 from agentfuse.cli.output import note, print_error, terminal_reporter
-from agentfuse.cli.sandbox import AGENT, Bwrap, Kind, bwrap, private_directory
+from agentfuse.cli.sandbox import AGENT, FORWARDED, Bwrap, Kind, bwrap, private_directory
 from agentfuse.cli.serving import Request, start_background
 from agentfuse.cli.umount import clean_up, end_mount, published
 from agentfuse.config import Config
@@ -26,8 +28,10 @@ from agentfuse.control.registry import Registry, open_registry
 from agentfuse.errors import AgentfuseError, UnflushedError, UsageError
 from agentfuse.progress import Reporter
 
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _SI_KERNEL = 0x80
+_MOST_STARTS, _WITHIN_S = 5, 60.0
+"""A daemon that was killed is started again, but not more often than that: it would be killed again."""
+_AGAIN_S = 0.5
 _GRACE_S = 10.0
 """How long a daemon whose flush failed may take to end before we leave it alone."""
 _NOT_EXECUTABLE = 126
@@ -118,28 +122,45 @@ class _Daemon:
         self.settings = settings
         self.request = request
         self._reporter = reporter
+        self._starts: list[float] = []
         self.pid = self._start()
 
-    def replace_if_killed(self, box: Bwrap | None) -> None:
-        """If it was, mount the home again; what fails at that is told, and the command goes on without."""
+    def replace_if_killed(self, box: Bwrap | None) -> bool:
+        """If it was, mount the home again; whether there is a home afterwards, as far as we know.
+
+        What fails is told, and tried again as long as that makes sense.
+        """
         try:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
         except ChildProcessError:
-            return
-        if pid and os.WIFSIGNALED(status):
-            number = signal.Signals(os.WTERMSIG(status)).name
-            note(f"agentfuse: the daemon was ended by {number}; the home is mounted again")
+            return True
+        if not pid or not os.WIFSIGNALED(status):
+            return True
+        note(f"agentfuse: the daemon was ended by {signal.Signals(os.WTERMSIG(status)).name}")
+        while len([at for at in self._starts if time.monotonic() - at < _WITHIN_S]) < _MOST_STARTS:
             try:
                 self.pid = self._start()
             except AgentfuseError as error:
                 print_error(error)
-            if box is not None and not box.follows:
-                note(
-                    "agentfuse: its sandbox does not see that, for the directory above is no shared mount: "
-                    "end the command and run it again (what it closed is kept)"
-                )
+                time.sleep(_AGAIN_S)
+            else:
+                note("agentfuse: the home is mounted again")
+                if box is not None and not box.follows:
+                    note(
+                        "agentfuse: its sandbox does not see that, for the directory above is no shared "
+                        "mount: end the command and run it again (what it closed is kept)"
+                    )
+                return True
+        print_error(
+            AgentfuseError(
+                f"the daemon does not stay: {_MOST_STARTS} starts in {_WITHIN_S:.0f} s; the command is ended",
+                hint=f"see {self.settings.state}/homes/{self.request.execution}/daemon.log, and dmesg",
+            )
+        )
+        return False
 
     def _start(self) -> int:
+        self._starts.append(time.monotonic())
         return start_background(self.settings, self.request, self._reporter, ends_with_us=True).pid
 
 
@@ -158,8 +179,15 @@ def _run_command(command: list[str], daemon: _Daemon, box: Bwrap | None) -> int:
         "AGENTFUSE_AGENT": request.agent,
         "AGENTFUSE_EXECUTION": request.execution,
     }
-    watched = {*_FORWARDED, signal.SIGCHLD}
+    watched = {*FORWARDED, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if box:
+            signal.pthread_sigmask(signal.SIG_BLOCK, box.held_back)
+            leave_keyring()
+
     uid, gid = settings.owner if box and os.geteuid() == 0 else (None, None)
     try:
         process = subprocess.Popen(
@@ -169,7 +197,8 @@ def _run_command(command: list[str], daemon: _Daemon, box: Bwrap | None) -> int:
             user=uid,
             group=gid,
             extra_groups=None if uid is None else [],
-            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),  # noqa: PLW1509 -- no threads here
+            pass_fds=[] if box is None or box.terminal_filter is None else [box.terminal_filter],
+            preexec_fn=prepare,  # noqa: PLW1509 -- no threads here
         )
     except FileNotFoundError:
         note(f"agentfuse: {command[0]}: command not found")
@@ -181,17 +210,22 @@ def _run_command(command: list[str], daemon: _Daemon, box: Bwrap | None) -> int:
         while process.poll() is None:
             caught = signal.sigwaitinfo(watched)
             if caught.si_signo == signal.SIGCHLD:
-                daemon.replace_if_killed(box)
-            # What a terminal sends (Ctrl-C) has reached the command already: it is in our process group.
-            elif caught.si_code != _SI_KERNEL:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(box.process(process.pid) if box else process.pid, caught.si_signo)
+                if not daemon.replace_if_killed(box):
+                    _send(process, box, signal.SIGTERM)
+            # What a terminal sends (Ctrl-C) has reached a command in our session already.
+            elif caught.si_code != _SI_KERNEL or (box and box.has_own_session):
+                _send(process, box, caught.si_signo)
         daemon.replace_if_killed(box)
         code = process.returncode
         return 128 - code if code < 0 else code
     finally:
         _discard_pending(watched)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _send(process: subprocess.Popen[bytes], box: Bwrap | None, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(box.process(process.pid) if box else process.pid, number)
 
 
 def _discard_pending(watched: set[signal.Signals]) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
+import pty
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fuse.cli_support import Host, new_host
+from mounts import eventually
 
 from agentfuse.control.mountinfo import mounts
 
@@ -45,6 +51,9 @@ def test_an_agent_has_its_home_and_nothing_else(host: Host) -> None:
     assert (uid, cwd, int(capabilities, 16)) == ("1000", "/home/agent", 0)
     assert int(processes) < 10
     assert rest == ["lo"]
+    script = "touch /home/x; getent hosts localhost"
+    done = sandboxed(host, "sh", "-c", script)
+    assert "Read-only file system" in done.stderr and "localhost" in done.stdout, done
     assert sandboxed(host, "cat", "shared/note").stdout == "remember me\n"
 
 
@@ -74,6 +83,138 @@ def test_a_signal_reaches_the_command(host: Host) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
     assert sandboxed(host, "cat", "shared/got").stdout == "got\n"
+
+
+TERMINAL = """
+import fcntl, signal, sys, termios
+caught = []
+signal.signal(signal.SIGINT, lambda *_: caught.append(1))
+try:
+    fcntl.ioctl(0, termios.TIOCSTI, b"x")
+except OSError as error:
+    print("typed:", error.strerror)
+print("up", flush=True)
+while not caught: signal.pause()
+open("shared/count", "w").write(str(len(caught)))
+"""
+
+
+def test_ctrl_c_is_the_commands_alone_and_it_types_nothing_into_the_terminal(host: Host) -> None:
+    ours, theirs = pty.openpty()
+    command = ("run", "--sandbox", "bwrap", "--agent", "a", "--", "python3", "-c", TERMINAL)
+    process = host.start_on_terminal(theirs, *command)
+    seen = b""
+    while b"up" not in seen:
+        seen += os.read(ours, 65536)
+    os.write(ours, b"\x03")
+    assert process.wait(60) == 0
+    os.close(ours)
+    assert b"typed: Operation not permitted" in seen
+    assert sandboxed(host, "cat", "shared/count").stdout == "1"
+
+
+def test_an_interactive_shell_has_its_jobs(host: Host) -> None:
+    ours, theirs = pty.openpty()
+    shell = ("bash", "--norc", "-ic", "sleep 0.1 & fg && echo in front; exit 5")
+    process = host.start_on_terminal(theirs, "run", "--sandbox", "bwrap", "--agent", "a", "--", *shell)
+    seen = b""
+    while b"in front" not in seen and b"no job control" not in seen:
+        seen += os.read(ours, 65536)
+    assert process.wait(60) == 5
+    os.close(ours)
+    assert b"no job control" not in seen
+
+
+def test_a_signal_to_all_of_its_processes_leaves_the_command_time(host: Host) -> None:
+    script = "trap 'sleep 0.3; echo got > shared/got; exit 3' TERM; echo up; while :; do sleep 0.05; done"
+    process = host.start(
+        "run", "--sandbox", "bwrap", "--agent", "a", "--", "sh", "-c", script, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert sandboxed(host, "cat", "shared/got").stdout == "got\n"
+
+
+KEYS = """
+import ctypes, os, sys
+number = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+libc = ctypes.CDLL(None)
+if len(sys.argv) == 2:  # in the sandbox
+    print(libc.syscall(number[1], 11, int(sys.argv[1]), ctypes.create_string_buffer(9), 9))
+else:
+    libc.syscall(number[1], 1, None)
+    key = libc.syscall(number[0], b"user", b"agentfuse-test", b"secret", 6, -3)
+    assert key > 0
+    os.execv(sys.executable, [sys.executable, "-m", "agentfuse", *sys.argv[2:], str(key)])
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "aarch64"}, reason="numbers of system calls")
+def test_the_keys_of_whoever_starts_it_stay_outside(host: Host) -> None:
+    inside = ("run", "--sandbox", "bwrap", "--agent", "a", "--", "python3", "-c", KEYS)
+    done = subprocess.run(
+        [sys.executable, "-c", KEYS, "outside", *inside],
+        env=host.environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "-1\n"), done.stderr
+
+
+def test_what_is_below_home_can_be_shown_and_what_cannot_is_refused(host: Host) -> None:
+    project = Path(tempfile.mkdtemp(dir="/home"))
+    try:
+        project.chmod(0o755)
+        (project / "code").write_text("print()")
+        for path in (project, project / "code"):
+            done = sandboxed(host, "cat", f"{project}/code", options=("--show", str(path)))
+            assert done.stdout == "print()", done.stderr
+        for path, why in (
+            ("/home", "its own /home/agent"), ("/home/agent/x", "not exist"), (f"{project}/no", "not exist"),
+        ):  # fmt: skip
+            done = sandboxed(host, "true", options=("--show", path))
+            assert (done.returncode, why in done.stderr) == (2, True), done.stderr
+    finally:
+        shutil.rmtree(project)
+
+
+def test_what_a_killed_run_leaves_the_next_one_removes(host: Host) -> None:
+    process = host.start("run", "--sandbox", "bwrap", "--agent", "a", "--", "sh", "-c", SAVE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    (entry,) = host.registry.list()
+    process.kill()
+    os.kill(entry.record.pid, signal.SIGKILL)
+    process.communicate()
+    assert len(os.listdir(f"{host.runtime}-sandboxes")) == 1
+    assert host.registry.wait_until_released(Path(entry.record.mountpoint), timeout_s=60)
+    assert sandboxed(host, "cat", "shared/x").stdout == "x\n"
+    assert os.listdir(f"{host.runtime}-sandboxes") == []
+    assert host.registry.list() == []
+
+
+SAVE = "echo x > shared/x; echo up; exec sleep 1000"
+
+
+def test_a_daemon_that_is_killed_again_and_again_ends_the_command_and_nothing_is_lost(host: Host) -> None:
+    process = host.start("run", "--sandbox", "bwrap", "--agent", "a", "--", "sh", "-c", SAVE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    killed: set[int] = set()
+
+    def is_killed_or_ended() -> bool:
+        for entry in host.registry.list():
+            if entry.alive and entry.record.pid not in killed:
+                killed.add(entry.record.pid)
+                os.kill(entry.record.pid, signal.SIGKILL)
+        return process.poll() is not None
+
+    eventually(is_killed_or_ended)
+    _, err = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert len(killed) == 5 and "the daemon does not stay" in err, err
+    assert sandboxed(host, "cat", "shared/x").stdout == "x\n"
 
 
 def test_a_killed_daemon_is_replaced_under_the_running_agent(host: Host) -> None:

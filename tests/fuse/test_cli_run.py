@@ -163,7 +163,7 @@ def test_a_daemon_that_dies_under_the_command_is_replaced(host: Host) -> None:
     os.kill(int(line.split(":")[1].strip(" ,\n")), signal.SIGKILL)
     _, err = process.communicate("", timeout=60)
     assert process.returncode == 0, err
-    assert "ended by SIGKILL; the home is mounted again" in err
+    assert "ended by SIGKILL\n" in err and "the home is mounted again" in err
     assert private_directories(host) == []
     assert host.run("run", "--agent", "a", "cat", "shared/x").stdout == "x\n"
 
