@@ -8,6 +8,7 @@ Both become ``agentfuse mount --background`` and ``agentfuse umount`` in this ve
 from __future__ import annotations
 
 import getopt
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,8 @@ from agentfuse.cli.output import print_error
 from agentfuse.errors import AgentfuseError, UsageError
 
 VALUES = ("agent", "execution", "store", "state", "config", "owner")
+_OPTION = re.compile(r'(?:[^,"]|"[^"]*"?)+')
+"""One option; a comma in quotation marks does not separate, as mount(8) has it."""
 MOUNT_OPTIONS = ("dev", "suid", "noexec")
 _DEFAULTS = frozenset({
     "rw", "defaults", "auto", "noauto", "nofail", "_netdev", "nouser", "exec", "nodev", "nosuid", "async",
@@ -53,14 +56,20 @@ def _mounting(arguments: Sequence[str]) -> list[str] | None:
             "give a source and a mountpoint", hint="mount -t agentfuse agentfuse /home/a -o agent=a"
         )
     words, mount_options = ["mount", rest[1], "--background"], []
-    for option in ",".join(value for flag, value in flags if flag == "-o").split(","):
+    options = ",".join(value for flag, value in flags if flag == "-o")
+    for option in _OPTION.findall(options):
         name, _, value = option.partition("=")
+        value = value.replace('"', "")
         if name in VALUES and value:
             words += [f"--{name}", value]
         elif option in MOUNT_OPTIONS:
             mount_options.append(option)
         elif option == "xattrs":
             words.append("--xattrs")
+        elif option == "remount":
+            raise UsageError(
+                "a mounted home's options are not changed", hint=f"umount {rest[1]}, then mount it"
+            )
         elif option == "ro":
             raise UsageError("a home cannot be mounted read-only", hint="leave ro out")
         elif (

@@ -138,5 +138,21 @@ def test_the_mcp_server_tells_what_has_arrived_and_how_full_the_home_is(home: Ho
     assert event["path"] == "later.txt"
     later.unlink()
     assert server.tool("space")["status"]["regions"]["uploads"]["bytes_used"] == 4
-    assert server.ask("tools/call", name="rm", arguments={})["error"]["code"] == -32601
+    assert server.ask("tools/call", name="rm", arguments={})["error"]["code"] == -32602
+    assert server.ask("resources/list")["error"]["code"] == -32601
     assert server.ask("tools/call", name="arrivals", arguments={"x": 1})["result"]["isError"]
+
+
+def test_the_mcp_server_survives_what_is_no_request_and_answers_while_a_tool_waits(server: Server) -> None:
+    stdin, stdout = server.process.stdin, server.process.stdout
+    assert stdin and stdout
+    for line, code in (("{", -32700), ("[]", -32600), ('{"id": 1, "method": "ping", "params": []}', None)):
+        stdin.write(line + "\n")
+        stdin.flush()
+        said = json.loads(stdout.readline())
+        assert said.get("error", {}).get("code") == code, said
+    greeting = server.ask("initialize", protocolVersion="1999-01-01")["result"]
+    assert greeting["protocolVersion"] == "2025-06-18"
+    waiting = {"name": "arrivals", "arguments": {"since": 10**9, "wait_s": 50}}
+    stdin.write(json.dumps({"jsonrpc": "2.0", "id": "w", "method": "tools/call", "params": waiting}) + "\n")
+    assert server.ask("ping")["result"] == {}

@@ -33,9 +33,16 @@ def test_options_become_flags_and_what_is_the_managers_is_passed_over() -> None:
         (["agentfuse", "/home/a", "-o", "agent=a,quota=3"], "no mount option 'quota=3'"),
         (["/home/a", "-o", "agent=a"], "a source and a mountpoint"),
         (["agentfuse", "/home/a", "-z"], "-z"),
+        (["agentfuse", "/home/a", "-o", "remount,agent=a"], "umount /home/a, then mount it"),
     ],
 )
 def test_a_mistake_is_told_with_its_fix(arguments: list[str], named: str) -> None:
     with pytest.raises(UsageError) as caught:
         fstab._mounting(arguments)
     assert named in str(caught.value)
+
+
+def test_a_comma_in_quotation_marks_is_part_of_the_value() -> None:
+    words = fstab._mounting(["agentfuse", "/home/a", "-o", 'agent=a,state="/var/lib/x,y",rw'])
+    assert words is not None
+    assert words[-2:] == ["--state", "/var/lib/x,y"]

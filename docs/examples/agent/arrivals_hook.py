@@ -26,15 +26,19 @@ def last_seen(path: str) -> int:
 
 
 def events_after(seq: int) -> list[dict]:
-    """The events with higher numbers; the older of the two files is there once the log was rotated."""
-    found = []
-    for name in ("events.1.ndjson", "events.ndjson"):
+    """The events with higher numbers; the older of the two files is there once the log was rotated.
+
+    It is read second: if that happens between the two, its events come twice, rather than never.
+    """
+    found = {}
+    for name in ("events.ndjson", "events.1.ndjson"):
         try:
-            with open(os.path.join(LOG, name)) as file:
-                found += [json.loads(line) for line in file if line.endswith("\n")]
+            with open(os.path.join(LOG, name), encoding="utf-8") as file:
+                events = [json.loads(line) for line in file if line.endswith("\n")]
         except FileNotFoundError:
             continue
-    return [event for event in found if event["seq"] > seq]
+        found.update({event["seq"]: event for event in events if event["seq"] > seq})
+    return [found[each] for each in sorted(found)]
 
 
 def main() -> None:
