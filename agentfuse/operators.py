@@ -192,7 +192,7 @@ class Operators:
         self, *, since: int | None, region: str | None, follow: bool
     ) -> AsyncGenerator[list[Line], None]:
         """Events as they come; see ``EventFeed.subscribe``."""
-        return self.feed.subscribe(since, region=region, follow=follow)
+        return self.feed.subscribe(since, region=region, follow=follow, heartbeats=True)
 
     async def sync(self, *, timeout_s: float) -> AsyncGenerator[dict[str, object], None]:
         """Wait until everything changed before the call is in a snapshot; the last object is ``done``.

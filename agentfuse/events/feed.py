@@ -235,13 +235,13 @@ class EventFeed:
         return {"newest": self._newest, "waiting": len(self._queue), "followers": self._followers}
 
     async def subscribe(
-        self, since: int | None, *, region: str | None, follow: bool
+        self, since: int | None, *, region: str | None, follow: bool, heartbeats: bool = False
     ) -> AsyncGenerator[list[Line], None]:
         """Events numbered higher than ``since`` (None: all that are kept), and with ``follow`` those to come.
 
-        Ends when there are no more to come. An empty list says that this was all for now, and then that
-        the mount lives. Raises ``NotFoundError`` for a number that no event has yet, or one whose
-        successors are not all kept any more.
+        Ends when there are no more to come. With ``heartbeats`` an empty list says that this was all for
+        now, and then that the mount lives; without, nothing wakes while nothing happens. Raises
+        ``NotFoundError`` for a number that no event has yet, or one whose successors are not all kept any more.
         """
         if region is not None and region not in self._looks:
             there_are = ", ".join(self._looks) or "none"
@@ -262,7 +262,7 @@ class EventFeed:
                 elif has_ended or not follow:
                     return
                 else:
-                    with trio.move_on_after(wait_s) as waiting:
+                    with trio.move_on_after(wait_s if heartbeats else math.inf) as waiting:
                         await changed.wait()
                     if waiting.cancelled_caught:
                         wait_s = HEARTBEAT_S

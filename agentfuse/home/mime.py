@@ -1,12 +1,13 @@
-"""What kind of file it is: by its content, then by its name."""
+"""What kind of file it is: by its content, then by its name.
+
+The tables are made when the first file asks: a megabyte and 20 ms that a mount need not have to be ready.
+"""
 
 from __future__ import annotations
 
 import codecs
-import mimetypes
 import os
-
-import filetype
+from functools import cache
 
 HEAD_BYTES = 8192
 """As much of a file's beginning as is worth reading."""
@@ -14,9 +15,6 @@ HEAD_BYTES = 8192
 UNKNOWN = "application/octet-stream"
 _TEXT = "text/plain"
 
-# Without the host's own tables: the same file has the same type everywhere.
-_BY_NAME = {**mimetypes.MimeTypes().types_map[True], ".md": "text/markdown", ".yaml": "application/yaml"}
-_BY_CONTENT = {kind.mime for kind in filetype.types}
 
 
 def type_of(path: bytes, head: bytes | None) -> str:
@@ -24,18 +22,36 @@ def type_of(path: bytes, head: bytes | None) -> str:
 
     A name does not make a file what its content shows it is not: text named ``a.pdf`` is text.
     """
-    named = _BY_NAME.get(os.path.splitext(os.fsdecode(path))[1].lower())
+    named = _by_name().get(os.path.splitext(os.fsdecode(path))[1].lower())
     if not head:
         return named or UNKNOWN
     found = _guess(head)
     if found is not None:
         return found
     if _is_text(head):
-        return _TEXT if named is None or named in _BY_CONTENT else named
+        return _TEXT if named is None or named in _by_content() else named
     return named or UNKNOWN
 
 
+@cache
+def _by_name() -> dict[str, str]:
+    import mimetypes  # noqa: PLC0415
+
+    # Without the host's own tables: the same file has the same type everywhere.
+    known = mimetypes.MimeTypes().types_map[True]
+    return {**known, ".md": "text/markdown", ".yaml": "application/yaml"}
+
+
+@cache
+def _by_content() -> frozenset[str]:
+    import filetype  # noqa: PLC0415
+
+    return frozenset(kind.mime for kind in filetype.types)
+
+
 def _guess(head: bytes) -> str | None:
+    import filetype  # noqa: PLC0415
+
     try:
         kind = filetype.guess(head)
     except Exception:  # noqa: BLE001  # strangers' bytes in somebody else's parser
