@@ -273,6 +273,7 @@ class Mount:
                 if os.geteuid() == 0:
                     widen_read_ahead(minor)
                 self._start_syncing(nursery)
+                nursery.start_soon(self._doors.run)
                 nursery.start_soon(self._events.run)
                 nursery.start_soon(self._webhooks.run, self._events.ended)
                 operators = self._operators()

@@ -14,12 +14,18 @@ _M_MMAP_THRESHOLD = -3
 _MAPPED_BYTES = 1024 * 1024
 """Buffers of this size go back to the system when they are freed."""
 
+_M_ARENA_MAX = -8
+_ARENAS = 1
+"""Python's threads allocate one after the other: an arena for each would only keep what it once needed."""
+
 
 def prepare() -> None:
-    """Threads give way soon, large buffers are given back when they are free, and as many descriptors as
+    """Threads give way soon, what they free is given back or used by the next, and as many descriptors as
     may be."""
     sys.setswitchinterval(_SWITCH_S)
     with contextlib.suppress(OSError, AttributeError):  # glibc's; it would keep every thread's last buffers
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+        libc.mallopt(_M_ARENA_MAX, _ARENAS)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

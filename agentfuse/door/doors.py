@@ -41,6 +41,8 @@ MAX_DOORS = 4
 _PATH_MAX = 4096
 _ANSWER_BYTES = 64 * 1024
 _BREAK_OFF_S = 1.0
+_RESTS_S = 10.0
+"""So long is a door kept that nobody needs: a home at rest is one process."""
 
 _Content = AsyncIterable[bytes] | int
 """What comes in pieces, or the descriptor of a file."""
@@ -118,6 +120,17 @@ class Doors:
         self._under_way: set[trio.CancelScope] = set()
         self._none_under_way = trio.Event()
         self._left: set[int] = set()
+        self._used = trio.Event()
+
+    async def run(self) -> None:
+        """End the door that nobody needs any more, each time, until cancelled."""
+        while True:
+            await self._used.wait()
+            self._used = trio.Event()
+            with trio.move_on_after(_RESTS_S) as resting:
+                await self._used.wait()
+            if resting.cancelled_caught and self._idle:
+                await self._end(self._idle.pop())
 
     def creator_of(self, pid: int) -> Creator | None:
         """For whom a process works now, if it is a door."""
@@ -318,6 +331,7 @@ class Doors:
             del self._working[door.process.pid]
             if is_whole and not self._idle:
                 self._idle.append(door)
+                self._used.set()
             else:
                 if not is_whole:
                     self._left.add(door.process.pid)
