@@ -67,6 +67,7 @@ class Home:
         self.path = base / "home"
         self.state = base / "state"
         self.store = base / "store"
+        self.store_url = self.store.as_uri()
         self.runtime = base / "run"
         self.config = base / "config.toml"
         self.execution = f"run-{next(_numbers)}"
@@ -91,7 +92,7 @@ class Home:
         """The command that mounts this home."""
         return [
             *self.prefix, AGENTFUSE, "mount", str(self.path), "--agent", self.agent,
-            "--execution", self.execution, "--store", self.store.as_uri(), "--state", str(self.state),
+            "--execution", self.execution, "--store", self.store_url, "--state", str(self.state),
             "--config", str(self.config), *extra,
         ]  # fmt: skip
 
@@ -102,7 +103,9 @@ class Home:
             env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
 
-    def start(self, execution: str | None = None, *, fresh: bool = False) -> Home:
+    def start(
+        self, execution: str | None = None, *, fresh: bool = False, flags: tuple[str, ...] = ()
+    ) -> Home:
         """Mount and return when it is usable. ``fresh``: as a new execution of the same agent."""
         if fresh:
             execution = f"run-{next(_numbers)}"
@@ -114,7 +117,7 @@ class Home:
         _live.add(self)
         self.output = []
         self.process = subprocess.Popen(
-            self.mount_command(), env=self.environment, stdin=subprocess.DEVNULL,
+            self.mount_command(*flags), env=self.environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         ready = threading.Event()

@@ -41,7 +41,7 @@ MAX_DOORS = 4
 _PATH_MAX = 4096
 _ANSWER_BYTES = 64 * 1024
 _BREAK_OFF_S = 1.0
-_RESTS_S = 10.0
+_RESTS_S = 5.0
 """So long is a door kept that nobody needs: a home at rest is one process."""
 
 _Content = AsyncIterable[bytes] | int

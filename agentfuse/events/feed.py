@@ -241,7 +241,7 @@ class EventFeed:
 
         Ends when there are no more to come. With ``heartbeats`` an empty list says that this was all for
         now, and then that the mount lives; without, nothing wakes while nothing happens. Raises
-        ``NotFoundError`` for a number that no event has yet, or one whose successors are not all kept any more.
+        ``NotFoundError`` for a number that no event has yet, or one whose successors are not all kept.
         """
         if region is not None and region not in self._looks:
             there_are = ", ".join(self._looks) or "none"

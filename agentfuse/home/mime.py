@@ -16,7 +16,6 @@ UNKNOWN = "application/octet-stream"
 _TEXT = "text/plain"
 
 
-
 def type_of(path: bytes, head: bytes | None) -> str:
     """The MIME type of a file named so that begins with ``head``; None: it could not be read.
 

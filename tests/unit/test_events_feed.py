@@ -117,7 +117,7 @@ async def test_one_who_comes_late_or_lags_reads_from_the_database(
     monkeypatch.setattr(feed_module, "_RECENT", 10)
     monkeypatch.setattr(feed_module, "_BATCH", 20)
     async with downloads.running():
-        slow = downloads.feed.subscribe(None, region=None, follow=True)
+        slow = downloads.feed.subscribe(None, region=None, follow=True, heartbeats=True)
         downloads.write("first")
         seen = [line.seq for line in await anext(slow)] if (await anext(slow)) == [] else []
         for number in range(300):
