@@ -93,7 +93,8 @@ async def test_a_follower_gets_what_comes_then_that_this_was_all_then_the_end(do
     quiet = trio.Event()
 
     async def follow() -> None:
-        async for some in downloads.feed.subscribe(None, region="downloads", follow=True):
+        feed = downloads.feed
+        async for some in feed.subscribe(None, region="downloads", follow=True, heartbeats=True):
             got.append(some)
             if not some:
                 quiet.set()
@@ -155,7 +156,7 @@ async def test_a_full_disk_delays_events_and_loses_none(
     async with downloads.running():
         downloads.write("a")
         downloads.write("b")
-        follower = downloads.feed.subscribe(None, region=None, follow=True)
+        follower = downloads.feed.subscribe(None, region=None, follow=True, heartbeats=True)
         while not (await anext(follower)):
             pass
         await follower.aclose()
