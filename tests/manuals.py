@@ -19,7 +19,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,8 +153,12 @@ def machine(base: Path) -> Iterator[Shell]:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)
-        with machine(Path(directory)) as played:
+    from mounts import base_directory, remove_base
+
+    place = base_directory()
+    try:
+        with machine(place) as played:
             for each in steps(Path(sys.argv[1])):
                 sys.stdout.write(played.play(each) or f"ok: {each.command.splitlines()[0]}\n")
+    finally:
+        remove_base(place)

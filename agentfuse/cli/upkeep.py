@@ -90,7 +90,8 @@ def _check_stored(agent: str, settings: Config, all_snapshots: bool, json: bool)
             where = "" if loss.path is None else f":{printable(loss.path)}"
             say(f"{_name(agent, loss)}{where}: {loss.problem}")
         say(
-            f"checked {report.snapshots} snapshots, {report.contents} contents, {format_size(report.bytes)}: "
+            f"checked {count(report.snapshots, 'snapshot')}, {count(report.contents, 'content')}, "
+            f"{format_size(report.bytes)}: "
             f"{len(report.lost) or 'nothing'} lost"
         )
     if report.lost:
@@ -183,9 +184,10 @@ def _require_anything(store: ObjectStore, agent: str) -> None:
 def _tell(agent: str, report: CollectReport, dry_run: bool) -> None:
     would = "would delete" if dry_run else "deleted"
     say(
-        f"{agent}: {would} {len(report.deleted_snapshots)} snapshots and {report.deleted_objects} objects, "
-        f"{format_size(report.deleted_bytes)}; kept {len(report.kept_snapshots)} snapshots and "
-        f"{report.kept_objects} objects, {format_size(report.kept_bytes)}"
+        f"{agent}: {would} {count(len(report.deleted_snapshots), 'snapshot')} and "
+        f"{count(report.deleted_objects, 'object')}, "
+        f"{format_size(report.deleted_bytes)}; kept {count(len(report.kept_snapshots), 'snapshot')} and "
+        f"{count(report.kept_objects, 'object')}, {format_size(report.kept_bytes)}"
     )
     if report.deleted_of_executions or report.kept_of_executions:
         say(

@@ -591,5 +591,5 @@ def test_one_agents_trouble_does_not_keep_the_others_garbage(tmp_path: Path, sto
     store.put(snapshot_key("a", "shared", 3), b"junk")
     age(tmp_path)
     done = command(store, "gc", "--all", code=65)
-    assert b"b: deleted 0 snapshots and 1 objects" in done.stdout
+    assert b"b: deleted 0 snapshots and 1 object" in done.stdout
     assert b"00003.json.gz" in done.stderr
