@@ -10,7 +10,15 @@ from mounts import base_directory, remove_base
 
 pytestmark = pytest.mark.mount
 
-PAGES = ("README", "docs/quickstart", "docs/concepts", "docs/control", "docs/events", "docs/history", "docs/gateway")
+PAGES = (
+    "README",
+    "docs/quickstart",
+    "docs/concepts",
+    "docs/control",
+    "docs/events",
+    "docs/history",
+    "docs/gateway",
+)
 
 
 @pytest.mark.parametrize("name", PAGES)
