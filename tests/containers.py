@@ -30,9 +30,9 @@ exec unshare --cgroup --mount --propagation unchanged sh -c '
     mount --bind "$base/dev/fuse" /dev/fuse
     verb=$1
     shift
-    if [ $verb = run ]; then
-        set -- --cgroups=disabled --ulimit nofile=4096:4096 --ulimit nproc=4096:4096 \\
-            "--network=${NETWORK:-none}" "$@"
+    if [ $verb = run ] || [ $verb = create ]; then
+        case " $* " in *" --network="*) ;; *) set -- "--network=${NETWORK:-none}" "$@" ;; esac
+        set -- --cgroups=disabled --ulimit nofile=4096:4096 --ulimit nproc=4096:4096 "$@"
     fi
     exec podman --root "$base/root" --runroot "$base/runroot" --tmpdir "$base/tmp" --storage-driver vfs \\
         --cgroup-manager cgroupfs --events-backend file --runtime crun $verb "$@"
