@@ -84,7 +84,7 @@ def mistakes(unit: Unit) -> Iterator[Finding]:
     command = re.search(r"argv\[\]=(.*?) ;", unit["ExecStart"])
     words = [os.path.basename(word) for word in command[1].split()] if command else []
     is_helper = "agentfuse-mount-helper" in words
-    if not is_helper and not {"mount", "run", "serve"} & set(words):
+    if not is_helper and not {"mount", "run"} & set(words):
         return
     if "AGENTFUSE_MOUNT_HELPER=" in unit["Environment"]:
         yield from _helped(unit)

@@ -82,7 +82,7 @@ _REASONS: tuple[tuple[tuple[type[Exception], ...], str, str], ...] = (
     (
         (socket.gaierror,),
         "the endpoint's name has no address ({cause})",
-        "correct the endpoint_url, or the DNS",
+        "correct the endpoint_url, or the DNS; leave out addressing=virtual, which puts the bucket before it",
     ),
     (
         (ConnectionRefusedError,),
