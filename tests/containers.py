@@ -34,7 +34,7 @@ exec unshare --cgroup --mount --propagation unchanged sh -c '
         case " $* " in *" --network="*) ;; *) set -- "--network=${NETWORK:-none}" "$@" ;; esac
         set -- --cgroups=disabled --ulimit nofile=4096:4096 --ulimit nproc=4096:4096 "$@"
     fi
-    exec podman --root "$base/root" --runroot "$base/runroot" --tmpdir "$base/tmp" --storage-driver vfs \\
+    exec podman --root "$base/root" --runroot "$base/run" --tmpdir "$base/tmp" --storage-driver vfs \\
         --cgroup-manager cgroupfs --events-backend file --runtime crun $verb "$@"
 ' sh {base} "$@"
 """
@@ -60,7 +60,7 @@ class Engine:
         for name in ("agentfuse", "agentfuse-mount-helper"):
             (local / name).symlink_to(Path(sys.executable).with_name(name))
         (local / "agentfuse-sidecar").symlink_to(Path(CHECKOUT) / "docs/examples/deploy/fd-passing.sh")
-        for name in ("root", "runroot", "tmp", "dev"):
+        for name in ("root", "run", "tmp", "dev"):
             (base / name).mkdir()
         script = base / "engine"
         script.write_text(_ENGINE.replace("{base}", str(base)))

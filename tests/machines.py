@@ -79,6 +79,7 @@ class Machine:
         for unit in _UNITS.glob("*.*"):
             if unit.is_file():
                 shutil.copy(unit, self.root / "etc/systemd/system")
+                self._show_checkout(unit)
         for name in ("sysusers.d", "tmpfiles.d"):
             shutil.copytree(_UNITS / name, self.root / "etc" / name)
         # As every system has it, for fstab's _netdev.
@@ -94,6 +95,16 @@ class Machine:
             "console-getty.service",
         ):
             (self.root / "etc/systemd/system" / unit).symlink_to("/dev/null")
+
+    def _show_checkout(self, unit: Path) -> None:
+        """To a unit that sees no /tmp or /home of the machine's: the checkout may be there."""
+        settings = unit.read_text().splitlines()
+        if {"PrivateTmp=yes", "ProtectHome=yes"}.isdisjoint(settings):
+            return  # and would get a mount namespace by it
+        lines = ["[Service]", f"BindReadOnlyPaths={CHECKOUT} {sys.base_prefix}"]
+        if "ProtectHome=yes" in settings and str(CHECKOUT).startswith(("/home/", "/root/")):
+            lines.append("ProtectHome=tmpfs")
+        self.write(f"/etc/systemd/system/{unit.name}.d/checkout.conf", "\n".join([*lines, ""]))
 
     def write(self, path: str, text: str) -> None:
         """A file, made while it runs or before."""
