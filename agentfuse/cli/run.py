@@ -29,9 +29,10 @@ from agentfuse.errors import AgentfuseError, UnflushedError, UsageError
 from agentfuse.progress import Reporter
 
 _SI_KERNEL = 0x80
-_MOST_STARTS, _WITHIN_S = 5, 60.0
-"""A daemon that was killed is started again, but not more often than that: it would be killed again."""
-_AGAIN_S = 0.5
+_MOST_ENDS, _WITHIN_S = 5, 60.0
+"""A daemon that is killed is started again, but not when it is killed so often: it would be again."""
+_AGAIN_S, _AGAIN_AT_MOST_S = 0.5, 10.0
+"""So much later is a start that failed tried again, each time twice as late."""
 _GRACE_S = 10.0
 """How long a daemon whose flush failed may take to end before we leave it alone."""
 _NOT_EXECUTABLE = 126
@@ -122,45 +123,60 @@ class _Daemon:
         self.settings = settings
         self.request = request
         self._reporter = reporter
-        self._starts: list[float] = []
+        self._ends: list[float] = []
+        self._again_at: float | None = None
+        self._delay_s = _AGAIN_S
         self.pid = self._start()
 
-    def replace_if_killed(self, box: Bwrap | None) -> bool:
-        """If it was, mount the home again; whether there is a home afterwards, as far as we know.
+    @property
+    def wait_s(self) -> float | None:
+        """When to look after it, whatever happens; None: when a process has ended."""
+        return None if self._again_at is None else max(0.0, self._again_at - time.monotonic())
 
-        What fails is told, and tried again as long as that makes sense.
+    def look_after(self, box: Bwrap | None) -> bool:
+        """If it was killed, mount the home again; False: it is killed too often for that.
+
+        A start that fails, as without the store, is told and tried again.
         """
-        try:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-        except ChildProcessError:
-            return True
-        if not pid or not os.WIFSIGNALED(status):
-            return True
-        note(f"agentfuse: the daemon was ended by {signal.Signals(os.WTERMSIG(status)).name}")
-        while len([at for at in self._starts if time.monotonic() - at < _WITHIN_S]) < _MOST_STARTS:
+        if self._again_at is None:
             try:
-                self.pid = self._start()
-            except AgentfuseError as error:
-                print_error(error)
-                time.sleep(_AGAIN_S)
-            else:
-                note("agentfuse: the home is mounted again")
-                if box is not None and not box.follows:
-                    note(
-                        "agentfuse: its sandbox does not see that, for the directory above is no shared "
-                        "mount: end the command and run it again (what it closed is kept)"
-                    )
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
                 return True
-        print_error(
-            AgentfuseError(
-                f"the daemon does not stay: {_MOST_STARTS} starts in {_WITHIN_S:.0f} s; the command is ended",
-                hint=f"see {self.settings.state}/homes/{self.request.execution}/daemon.log, and dmesg",
+            if not pid or not os.WIFSIGNALED(status):
+                return True
+            note(f"agentfuse: the daemon was ended by {signal.Signals(os.WTERMSIG(status)).name}")
+            self._ends.append(time.monotonic())
+        elif self.wait_s:
+            return True
+        self._again_at = None
+        if len([at for at in self._ends if time.monotonic() - at < _WITHIN_S]) >= _MOST_ENDS:
+            print_error(
+                AgentfuseError(
+                    f"the daemon was ended {_MOST_ENDS} times in {_WITHIN_S:.0f} s; now the command is ended",
+                    hint=f"see {self.settings.state}/homes/{self.request.execution}/daemon.log, and dmesg",
+                )
             )
-        )
-        return False
+            return False
+        try:
+            self.pid = self._start()
+        except AgentfuseError as error:
+            print_error(error)
+            if error.exit_code == AgentfuseError.exit_code:  # it said nothing itself
+                self._ends.append(time.monotonic())
+            self._again_at = time.monotonic() + self._delay_s
+            self._delay_s = min(2 * self._delay_s, _AGAIN_AT_MOST_S)
+            return True
+        self._delay_s = _AGAIN_S
+        note("agentfuse: the home is mounted again")
+        if box is not None and not box.follows:
+            note(
+                "agentfuse: its sandbox does not see that, for the directory above is no shared mount: end "
+                "the command and run it again (what it closed is kept)"
+            )
+        return True
 
     def _start(self) -> int:
-        self._starts.append(time.monotonic())
         return start_background(self.settings, self.request, self._reporter, ends_with_us=True).pid
 
 
@@ -208,14 +224,15 @@ def _run_command(command: list[str], daemon: _Daemon, box: Bwrap | None) -> int:
         return _NOT_EXECUTABLE
     else:
         while process.poll() is None:
-            caught = signal.sigwaitinfo(watched)
-            if caught.si_signo == signal.SIGCHLD:
-                if not daemon.replace_if_killed(box):
+            wait_s = daemon.wait_s
+            caught = signal.sigwaitinfo(watched) if wait_s is None else signal.sigtimedwait(watched, wait_s)
+            if caught is None or caught.si_signo == signal.SIGCHLD:
+                if not daemon.look_after(box):
                     _send(process, box, signal.SIGTERM)
             # What a terminal sends (Ctrl-C) has reached a command in our session already.
             elif caught.si_code != _SI_KERNEL or (box and box.has_own_session):
                 _send(process, box, caught.si_signo)
-        daemon.replace_if_killed(box)
+        daemon.look_after(box)
         code = process.returncode
         return 128 - code if code < 0 else code
     finally:
