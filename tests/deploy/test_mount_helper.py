@@ -183,6 +183,23 @@ def test_a_daemon_whose_processes_the_helper_cannot_see_is_refused(
     shutil.rmtree(home.base)
 
 
+def test_doctor_tries_the_helper_at_the_mountpoint(make_helper: Callable[..., Helper], scratch: Path) -> None:
+    home = make_helper(*OWN_PIDS, base="apart").home()
+    words = ("doctor", str(home.path), "--config", str(home.config), "--state", str(home.state))
+    apart = home.agentfuse(*words)
+    assert apart.returncode == 69 and "run both in one PID namespace" in apart.stdout, apart.stdout
+    home.discard()
+    home = make_helper(base="beside").home()
+    words = ("doctor", str(home.path), "--config", str(home.config), "--state", str(home.state))
+    beside = home.agentfuse(*words)
+    assert beside.returncode == 0 and f"mounted at {home.path} and took it away" in beside.stdout, (
+        beside.stdout
+    )
+    assert not home.is_mounted()
+    home.start()
+    home.umount()
+
+
 ASK = """
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as channel:
