@@ -171,6 +171,7 @@ def test_nothing_is_written_under_the_mountpoint(machine: Machine, agent: Agent)
 
 
 def test_a_daemon_that_hangs_is_replaced(machine: Machine, agent: Agent) -> None:
+    assert machine.show("agentfuse@alice", "WatchdogUSec") == "15s"
     machine.drop_in("agentfuse@alice", "WatchdogSec=2")
     machine.systemctl("restart", "agentfuse@alice")
     before = restarts(machine, "agentfuse@alice")
