@@ -18,10 +18,18 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, closing
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -30,6 +38,7 @@ import msgspec
 from agentfuse.control import asks
 from agentfuse.control.asks import Content
 from agentfuse.control.client import AsyncControlClient, ControlClient
+from agentfuse.control.feeds import encode
 from agentfuse.control.messages import (
     Checkpoint,
     Event,
@@ -39,6 +48,7 @@ from agentfuse.control.messages import (
     OnCollision,
     Placed,
     Put,
+    PutPart,
     RegionInfo,
     RegionUse,
     Status,
@@ -56,8 +66,10 @@ __all__ = [
     "FileInfo",
     "Home",
     "OnCollision",
+    "Part",
     "Placed",
     "Put",
+    "PutPart",
     "RegionInfo",
     "RegionUse",
     "Status",
@@ -66,9 +78,19 @@ __all__ = [
 RESUME_S = 30.0
 _POLL_S = 0.1
 _PIECE = 256 * 1024
+_PORTION, _PORTION_BYTES = 128, 48 * 1024  # a body has 64 KiB at most
 
 Source = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO
 """What is put: bytes, the path of a file, or a file that is open for reading bytes."""
+
+
+class Part(NamedTuple):
+    """A file to be made of ``size`` bytes of an open one: its path in the region, and its mode."""
+
+    path: str
+    offset: int
+    size: int
+    mode: int = 0o644
 
 
 class _Patience:
@@ -420,6 +442,26 @@ class AsyncHome:
                 return await self._client.put(ask, _in_threads(_pieces(file)), _size_of(file))
         return await self._client.put(ask, _in_threads(_pieces(source)), _size_of(source))
 
+    async def put_parts(
+        self,
+        fd: int,
+        region: str,
+        parts: Sequence[Part],
+        *,
+        creator: Creator | str = Creator.USER,
+        on_collision: OnCollision = "replace",
+    ) -> list[PutPart]:
+        """Make many files of a region, one after the other, of parts of one file that is open for reading.
+
+        The daemon reads it itself, which is faster than ``put``; its bytes must stay until then. Each appears
+        whole or not at all; what fails leaves those before it. Raises as ``Home.put`` does.
+        """
+        made: list[PutPart] = []
+        for some in _portions(parts):
+            ask = asks.put_parts(region, some, creator=str(creator), on_collision=on_collision)
+            made += (await self._client.ask_with(fd, ask)).files
+        return made
+
     def open(
         self, path: str, *, offset: int = 0, length: int | None = None, etag: str | None = None
     ) -> AbstractAsyncContextManager[Content[AsyncIterator[bytes]]]:
@@ -567,3 +609,19 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 async def _in_threads(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     while piece := await anyio.to_thread.run_sync(next, pieces, b""):
         yield piece
+
+
+def _portions(parts: Iterable[Part]) -> Iterator[list[dict[str, object]]]:
+    """Parts, as many together as one request may name."""
+    portion: list[dict[str, object]] = []
+    length = 0
+    for part in parts:
+        item = part._asdict() | {"mode": f"{part.mode:03o}"}
+        size = len(encode(item)) + 1
+        if portion and (len(portion) == _PORTION or length + size > _PORTION_BYTES):
+            yield portion
+            portion, length = [], 0
+        portion.append(item)
+        length += size
+    if portion:
+        yield portion

@@ -10,8 +10,8 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import AsyncExitStack, closing, suppress
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import AsyncExitStack, aclosing, closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import trio
 
 from agentfuse.control.contract import Content, Page
 from agentfuse.control.messages import OnCollision
-from agentfuse.door.doors import MAX_DOORS, Doors
+from agentfuse.door.doors import MAX_DOORS, Doors, Part, Put
 from agentfuse.errors import BusyError, ChangedError, NotFoundError, StoreError, WrongTypeError
 from agentfuse.freezing import Freezer
 from agentfuse.home.files import FileFacts, Files, etag_of, shown, told
@@ -165,6 +165,41 @@ class LiveFiles:
             if labels:
                 await self._label(region, path, labels)
         return placed.path, placed.size_bytes
+
+    async def put_parts(
+        self, region: str, fd: int, parts: Sequence[Part], *, creator: Creator, on_collision: OnCollision
+    ) -> Sequence[tuple[bytes, int, FileFacts | None]]:
+        """See ``Doors.put_parts``: their paths, sizes, and facts if they are there still."""
+        for part in parts:
+            self._require(region, part.path)
+        made: list[Put] = []
+        async with self._puts:
+            labels: list[bytes] = []
+            if on_collision == "replace":
+                labels = [each.labels if each else b"" for each in await self._facts(region, parts)]
+            making = self._doors.put_parts(region, fd, parts, creator=creator, on_collision=on_collision)
+            async with aclosing(making):
+                async for some in making:
+                    for put, kept in zip(some, labels[len(made) :], strict=False):
+                        if kept:
+                            await self._label(region, put.path, kept)
+                    made += some
+        facts = await self._facts(region, made)
+        return [(put.path, put.size_bytes, found) for put, found in zip(made, facts, strict=True)]
+
+    async def _facts(self, region: str, wanted: Sequence[Part | Put]) -> Sequence[FileFacts | None]:
+        """Those of some paths; None where nothing is."""
+
+        def look() -> list[FileFacts | None]:
+            return [self._facts_now(region, each.path) for each in wanted]
+
+        return await trio.to_thread.run_sync(look, limiter=self._readers)
+
+    def _facts_now(self, region: str, path: bytes) -> FileFacts | None:
+        try:
+            return self._files.stat(region, path)
+        except (NotFoundError, WrongTypeError):
+            return None
 
     async def _labels(self, region: str, path: bytes) -> bytes:
         """Those of what has a path now."""

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlencode
 
+import anyio
+import h11
 import httpx
 import msgspec
 
@@ -31,6 +33,7 @@ from agentfuse.control.messages import (
     OnCollision,
     Placed,
     Put,
+    PutParts,
     RegionInfo,
     Regions,
     Status,
@@ -48,6 +51,7 @@ CHECK_DEADLINE_S = 600.0
 _PAGE = 10_000
 BASE_URL = "http://agentfuse"
 _NOT_UNDERSTOOD = (json.JSONDecodeError, UnicodeDecodeError, msgspec.MsgspecError)
+_CUT_OFF = (h11.RemoteProtocolError, anyio.BrokenResourceError, anyio.EndOfStream)
 _T = TypeVar("_T")
 
 
@@ -169,6 +173,15 @@ def put(
     return Ask("PUT", url, Put, headers=headers, deadline_s=CONTENT_DEADLINE_S)
 
 
+def put_parts(
+    region: str, files: Iterable[Mapping[str, object]], *, creator: str, on_collision: OnCollision
+) -> Ask[PutParts]:
+    """Files; a descriptor that has their contents goes along."""
+    body = {"files": [*files], "as": creator, "on_collision": on_collision}
+    url = f"/v1/parts/{paths.encode(region)}"
+    return Ask("POST", url, PutParts, body, deadline_s=CONTENT_DEADLINE_S)
+
+
 def mkdir(path: str, *, creator: str, parents: bool, exist_ok: bool) -> Ask[Made]:
     """A directory."""
     query = urlencode({"as": creator, "parents": int(parents), "exist_ok": int(exist_ok)})
@@ -275,20 +288,20 @@ def refusal(status_code: int, data: bytes) -> AgentfuseError:
 
 @contextmanager
 def map_httpx(path: Path) -> Iterator[None]:
-    """Turns what httpx raises while it asks at a socket into errors of ours."""
+    """Turns what httpx, or anyio without it, raises while it asks at a socket into errors of ours."""
     try:
         yield
-    except httpx.ConnectError as error:
+    except (httpx.ConnectError, ConnectionRefusedError, FileNotFoundError) as error:
         raise NoDaemonError(
             f"no daemon answers at {path}",
             hint="it has ended; agentfuse umount MOUNTPOINT cleans up after it",
         ) from error
-    except httpx.TimeoutException as error:
+    except (httpx.TimeoutException, TimeoutError) as error:
         raise BusyError(
             f"the daemon at {path} does not answer",
             hint="it may be stopped or hang: agentfuse dump MOUNTPOINT shows where",
         ) from error
-    except (httpx.HTTPError, *_NOT_UNDERSTOOD) as error:
+    except (httpx.HTTPError, *_CUT_OFF, *_NOT_UNDERSTOOD) as error:
         raise ended_early() from error
 
 

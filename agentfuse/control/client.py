@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import anyio
+import h11
 import httpx
+from anyio.abc import ByteReceiveStream
 
 from agentfuse.control import asks
 from agentfuse.control.asks import ANSWER_DEADLINE_S, BASE_URL, Ask, Content
@@ -190,6 +193,27 @@ class AsyncControlClient:
         async with self.opened(ask, content=content, size=size) as response:
             return ask.understood(await response.aread())
 
+    async def ask_with(self, fd: int, ask: Ask[_T]) -> _T:
+        """As :meth:`ask`; a descriptor goes along, of which the daemon gets one of its own."""
+        http, body = h11.Connection(h11.CLIENT), ask.content() or b""
+        head = h11.Request(
+            method=ask.method,
+            target=ask.url,
+            headers=[("Host", "agentfuse"), ("Content-Length", str(len(body))), *ask.headers.items()],
+        )
+        with socket_address(self._path) as address, asks.map_httpx(self._path):
+            with anyio.fail_after(max(self._deadline_s, ask.deadline_s)):
+                async with await anyio.connect_unix(address) as stream:
+                    await stream.send_fds(http.send(head) or b"", [fd])
+                    with suppress(anyio.BrokenResourceError):  # it may have answered already
+                        await stream.send(
+                            (http.send(h11.Data(data=body)) or b"") + (http.send(h11.EndOfMessage()) or b"")
+                        )
+                    status, data = await _answer(http, stream)
+            if status >= 400:
+                raise asks.refusal(status, data)
+            return ask.understood(data)
+
     @asynccontextmanager
     async def content(self, ask: Ask[bytes]) -> AsyncIterator[Content[AsyncIterator[bytes]]]:
         """As ``ControlClient.content``."""
@@ -233,6 +257,26 @@ class AsyncControlClient:
                 if not response.is_success:
                     raise asks.refusal(response.status_code, await response.aread())
                 yield response
+
+
+async def _answer(http: h11.Connection, stream: ByteReceiveStream) -> tuple[int, bytes]:
+    """The status and body of an answer. Raises what :func:`asks.map_httpx` takes for one that is cut off."""
+    status, body = 0, b""
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            try:
+                http.receive_data(await stream.receive())
+            except anyio.EndOfStream:
+                http.receive_data(b"")
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            body += event.data
+        elif isinstance(event, h11.EndOfMessage):
+            return status, body
+        else:
+            raise asks.ended_early()
 
 
 def _length(size: int | None) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from agentfuse.control.eventstream import EventLine
 from agentfuse.control.messages import Level, OnCollision
+from agentfuse.door.doors import Part
 from agentfuse.regions import Creator
 
 Lines = AsyncGenerator[dict[str, object], None]
@@ -87,6 +88,12 @@ class FilesControl(Protocol):
         if_match: str | None,
     ) -> tuple[bytes, int]:
         """Make a file, whole or not at all: its path and size. ``if_match``: only in place of this etag."""
+
+    async def put_parts(
+        self, region: str, fd: int, parts: Sequence[Part], *, creator: Creator, on_collision: OnCollision
+    ) -> Sequence[tuple[bytes, int, Facts | None]]:
+        """Make files of parts of a descriptor, one after the other, each whole or not at all: their paths,
+        sizes, and facts if they are there still."""
 
     async def mkdir(
         self, region: str, path: bytes, *, creator: Creator, parents: bool, exist_ok: bool

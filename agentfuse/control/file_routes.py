@@ -9,6 +9,7 @@ import base64
 import binascii
 import os
 import re
+import stat
 from collections.abc import AsyncGenerator, Mapping
 from email.utils import formatdate
 
@@ -32,10 +33,13 @@ from agentfuse.control.messages import (
     Nothing,
     Placed,
     Put,
+    PutParts,
+    PutPartsRequest,
     PutQuery,
 )
 from agentfuse.control.route import Answer, AnyRoute, Call, Media, Reply, Route, Streamed
 from agentfuse.control.transport import RequestError
+from agentfuse.door.doors import Part
 from agentfuse.errors import EnvironmentProblem, UsageError
 
 _PIECE = 256 * 1024
@@ -167,6 +171,43 @@ async def _put(control: MountControl, call: Call[PutQuery, Nothing]) -> Reply:
     return Answer(Put(call.region, os.fsdecode(path), size), status=201)
 
 
+async def _put_parts(control: MountControl, call: Call[AnyQuery, PutPartsRequest]) -> Reply:
+    """Make files of parts of a descriptor.
+
+    It is one of a regular file, open for reading, and comes along with the first bytes of the request
+    (SCM_RIGHTS); its bytes must stay as they are. Each file appears whole or not at all, in this order, and
+    is on the disk then; what fails leaves those before it. The directories on the way are made.
+    """
+    asked = call.body
+    if not asked.files:
+        return Answer({"files": []}, status=201)
+    if call.fd is None or not stat.S_ISREG(os.fstat(call.fd).st_mode):
+        raise UsageError("no file came along", hint="send its descriptor with the request, by SCM_RIGHTS")
+    parts = [
+        Part(paths.checked(os.fsencode(each.path)), each.offset, each.size, int(each.mode, 8))
+        for each in asked.files
+    ]
+    if any(part.offset + part.size_bytes > os.fstat(call.fd).st_size for part in parts):
+        raise UsageError("the file that came along has fewer bytes", hint="name parts that it has")
+    made = await control.files.put_parts(
+        call.region, call.fd, parts, creator=asked.creator, on_collision=asked.on_collision
+    )
+    return Answer(
+        {
+            "files": [
+                {
+                    "region": call.region,
+                    "path": os.fsdecode(path),
+                    "size": size,
+                    "facts": None if facts is None else facts.as_dict(),
+                }
+                for path, size, facts in made
+            ]
+        },
+        status=201,
+    )
+
+
 def _if_match(headers: Mapping[bytes, bytes]) -> str | None:
     header = headers.get(b"if-match")
     if header is None:
@@ -250,6 +291,7 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route("GET", "/v1/stat/{region}/{path}", _stat, FileInfo),
     Route("GET", "/v1/content/{region}/{path}", _get, _ANY),
     Route("PUT", "/v1/content/{region}/{path}", _put, Put, query=PutQuery, status=201, takes_content=True),
+    Route("POST", "/v1/parts/{region}", _put_parts, PutParts, body=PutPartsRequest, status=201),
     Route("POST", "/v1/directories/{region}/{path}", _mkdir, Made, query=MkdirQuery, status=201),
     Route("PATCH", "/v1/stat/{region}/{path}", _set_attributes, FileInfo, body=AttributesChange),
     Route("POST", "/v1/move", _move, Placed, body=MoveRequest),

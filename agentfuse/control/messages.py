@@ -139,6 +139,23 @@ class AttributesChange(msgspec.Struct, forbid_unknown_fields=True):
     creator: Creator = msgspec.field(default=Creator.USER, name="as")
 
 
+class NewPart(msgspec.Struct, forbid_unknown_fields=True):
+    """A file to be made: its path in the region, and where in the descriptor its content is, in bytes."""
+
+    path: str
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    mode: _Mode = "644"
+
+
+class PutPartsRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Whose the files are, and what becomes of those that have their names."""
+
+    files: list[NewPart]
+    creator: Creator = msgspec.field(default=Creator.USER, name="as")
+    on_collision: OnCollision = "replace"
+
+
 class MoveRequest(msgspec.Struct, forbid_unknown_fields=True):
     """From and to where, like ``uploads/a.csv``: the region, then the path in it."""
 
@@ -328,6 +345,18 @@ class Put(Placed):
     """A file that was put; it is on the local disk."""
 
     size: int
+
+
+class PutPart(Put):
+    """One of many files that were put. ``facts``: as it is now, null if somebody has taken it already."""
+
+    facts: FileInfo | None
+
+
+class PutParts(msgspec.Struct):
+    """The files that were put, in the order in which they were asked for."""
+
+    files: list[PutPart]
 
 
 class Deleted(Placed):

@@ -26,7 +26,8 @@ class Call(Generic[_Q, _B]):
     """A request as its route gets it. Header names are lower-case.
 
     ``region`` and ``path`` are those of the URL; ``content`` is the body where the route takes it as it
-    comes, ``size`` its length if the client said it.
+    comes, ``size`` its length if the client said it. ``fd``: the descriptor that came along, until it is
+    answered.
     """
 
     query: _Q
@@ -36,6 +37,7 @@ class Call(Generic[_Q, _B]):
     path: bytes = b""
     content: AsyncIterator[bytes] | None = None
     size: int | None = None
+    fd: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,7 @@ class _Server:
                 except Exception:
                     log.exception("unexpected error in the control server")
         finally:
+            exchange.close_fd()
             self._connections -= 1
 
     async def _answer(self, exchange: Exchange) -> None:
@@ -151,7 +152,7 @@ class _Server:
             route, headers = routes.find(request.method, request.target), dict(request.headers)
             with _answering():
                 body = b"" if route.takes_content else await exchange.read_body()
-                call = route.call(request.target, headers, body)
+                call = replace(route.call(request.target, headers, body), fd=exchange.fd)
         if route is None or call is None:
             raise RequestError(408, f"no complete request within {REQUEST_DEADLINE_S:g} s", code="timeout")
         return route, call

@@ -6,6 +6,9 @@ of CLIENT_LEFT.
 
 from __future__ import annotations
 
+import os
+import socket
+from array import array
 from collections.abc import AsyncGenerator, Iterable
 from http import HTTPStatus
 
@@ -23,6 +26,7 @@ STALL_DEADLINE_S = 30.0
 CLIENT_LEFT = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 
 _RECEIVE_BYTES = 64 * 1024
+_FD_BYTES = array("i").itemsize
 
 Header = tuple[str, str]
 
@@ -55,6 +59,8 @@ class Exchange:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
+        self.fd: int | None = None  # came along with the first bytes
+        self._is_begun = False
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER_BYTES)
 
     async def read_head(self) -> h11.Request:
@@ -127,7 +133,28 @@ class Exchange:
                 raise RequestError(error.error_status_hint, f"not HTTP as we speak it: {error}") from None
             if event is not h11.NEED_DATA:
                 return event
-            self._http.receive_data(await self.stream.receive_some(_RECEIVE_BYTES))
+            self._http.receive_data(await self._receive())
+
+    async def _receive(self) -> bytes:
+        if self._is_begun:
+            return bytes(await self.stream.receive_some(_RECEIVE_BYTES))
+        self._is_begun = True
+        try:
+            data, ancillary, _, _ = await self.stream.socket.recvmsg(
+                _RECEIVE_BYTES, socket.CMSG_SPACE(_FD_BYTES), socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError as error:
+            raise trio.BrokenResourceError from error
+        for level, kind, value in ancillary:
+            if (level, kind, len(value)) == (socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD_BYTES):
+                (self.fd,) = array("i", value)
+        return data
+
+    def close_fd(self) -> None:
+        """Let go of the descriptor that came along, if one did."""
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
 
     async def _send(self, event: h11.Event) -> None:
         data = self._http.send(event)

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from array import array
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,6 +41,7 @@ MAX_DOORS = 4
 _PATH_MAX = 4096
 _ANSWER_BYTES = 64 * 1024
 _BREAK_OFF_S = 1.0
+_TOGETHER_BYTES = 8 * 1024 * 1024
 _RESTS_S = 5.0
 """So long is a door kept that nobody needs: a home at rest is one process."""
 
@@ -56,6 +57,15 @@ class Put(NamedTuple):
 
     path: bytes
     size_bytes: int
+
+
+class Part(NamedTuple):
+    """A file to be made of so many bytes of a descriptor: its path in the region, and its mode."""
+
+    path: bytes
+    offset: int
+    size_bytes: int
+    mode: int
 
 
 class _Door:
@@ -177,6 +187,35 @@ class Doors:
         self.account(region).require(os.fstat(fd).st_size, 0)
         details: dict[str, object] = {"collision": on_collision, "mode": mode, "durable": True}
         return await self._put(region, path, creator, fd, details)
+
+    async def put_parts(
+        self, region: str, fd: int, parts: Sequence[Part], *, creator: Creator, on_collision: OnCollision
+    ) -> AsyncGenerator[list[Put], None]:
+        """Make files of parts of one that is open for reading and not in the mount, in their order.
+
+        Each appears whole or not at all, and is on the local disk when it is yielded. What fails leaves those
+        before it, and ends it. The descriptor stays the caller's, who has to see that its bytes stay.
+        """
+        account = self.account(region)
+        if on_collision != "replace":
+            account.require(sum(part.size_bytes for part in parts), 0)
+        for part in parts:
+            if part.size_bytes > account.bytes_quota:
+                raise account.refuse(f"{part.size_bytes} bytes")  # whatever it replaces
+        items = [[self._joined(region, part.path), *part[1:]] for part in parts]
+        at = 0
+        while at < len(parts):
+            some = _together(items, at)
+            details = {"files": some, "collision": on_collision, "left": list(self._left)}
+            command = {"do": "put parts", "path": some[0][0], "owner": self._owner, **details}
+            done = await self._done(command, creator, fd)
+            yield [
+                Put(_beside(part.path, {"name": name}), size)
+                for part, (name, size) in zip(parts[at:], done["files"], strict=False)
+            ]
+            if "stopped" in done:
+                raise _error(done["stopped"], done["at"])
+            at += len(some)
 
     async def append(self, region: str, path: bytes, data: bytes, *, mode: int = 0o644) -> None:
         """Add to the end of a file of the platform's own, which is made when it is missing."""
@@ -405,6 +444,18 @@ def _start(command: list[str], channel: int) -> subprocess.Popen[bytes]:
         cwd="/",
         start_new_session=True,
     )
+
+
+def _together(items: Sequence[list[Any]], at: int) -> list[list[Any]]:
+    """What is made at a time, from there on: one, or a few small ones, whose command fits into a packet."""
+    count, size, length = 0, 0, 0
+    for item in items[at : at + worker.MOST_PARTS]:
+        size += item[2]
+        length += len(json.dumps(item))
+        if count and (size > _TOGETHER_BYTES or length > worker.PACKET // 2):
+            break
+        count += 1
+    return list(items[at : at + count])
 
 
 @contextlib.contextmanager

@@ -29,6 +29,9 @@ PACKET = 64 * 1024
 INCOMING = (b".agentfuse", b"incoming")
 """Where contents grow until they are whole: the agent cannot get there, and no region pays."""
 
+MOST_PARTS = 16
+"""So many files are made of one descriptor at a time: their contents are synced together."""
+
 _MOST_NUMBERS = 10_000
 _MOST_LEVELS = 100
 _COPIES = 3
@@ -86,6 +89,8 @@ class Worker:
             match command["do"]:
                 case "put":
                     return self._put(root, command, owner)
+                case "put parts":
+                    return self._put_parts(root, command, owner)
                 case "append":
                     return self._append(root, command)
                 case "move":
@@ -130,9 +135,7 @@ class Worker:
             _directory(root, INCOMING) as incoming,
         ):
             own = b"%d" % os.getpid()
-            for pid in (os.getpid(), *command["left"]):  # doors that were killed
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(b"%d" % pid, dir_fd=incoming)
+            _remove_left(incoming, command["left"])
             content = os.open(own, _NEW, 0o600, dir_fd=incoming)
             try:
                 try:
@@ -152,6 +155,55 @@ class Worker:
             if command["durable"]:
                 os.fsync(fd)
         return {"name": _text(placed), "size": size_bytes}
+
+    def _put_parts(self, root: int, command: dict[str, Any], owner: list[int] | None) -> dict[str, Any]:
+        """Make files of parts of the descriptor that came along, in their order, up to the first that fails.
+
+        All contents are on the disk before any of them gets its name.
+        """
+        done: list[tuple[str, int]] = []
+        with _directory(root, INCOMING) as incoming, contextlib.ExitStack() as undo:
+            _remove_left(incoming, command["left"])
+            contents = self._contents(incoming, command["files"], owner, undo)
+            parents: dict[str, int] = {}
+            for own, (path, _, size, _) in zip(contents, command["files"], strict=True):
+                directory, slash, name = path.rpartition("/")
+                try:
+                    if directory not in parents:
+                        parent = _parent(root, directory + slash + name, owner=owner, makes=True)
+                        parents[directory] = undo.enter_context(parent)[0]
+                    placed = _place(
+                        incoming, own, parents[directory], os.fsencode(name), command["collision"]
+                    )
+                except OSError as error:
+                    for fd in parents.values():
+                        os.fsync(fd)
+                    return {"files": done, "stopped": error.errno or errno.EIO, "at": path}
+                done.append((_text(placed), size))
+            for fd in parents.values():
+                os.fsync(fd)
+        return {"files": done}
+
+    def _contents(
+        self, incoming: int, files: list[Any], owner: list[int] | None, undo: contextlib.ExitStack
+    ) -> list[bytes]:
+        """What the contents are called, which ``undo`` removes unless they have another name by then."""
+        names = [b"%d-%d" % (os.getpid(), number) for number in range(len(files))]
+        fds: list[int] = []
+        try:
+            for name, (_, offset, size, mode) in zip(names, files, strict=True):
+                undo.callback(_remove_own, incoming, name)
+                _remove_own(incoming, name)  # of a door that had our pid
+                fds.append(os.open(name, _NEW, 0o600, dir_fd=incoming))
+                _copy_part(self._fds[0], fds[-1], offset, size)
+                if owner:
+                    os.fchown(fds[-1], *owner)
+                os.fchmod(fds[-1], mode)
+            _sync(fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return names
 
     def _copy(self, root: int, command: dict[str, Any], owner: list[int] | None) -> dict[str, Any]:
         own = b"%d-%d" % (os.getpid(), time.monotonic_ns())
@@ -486,6 +538,56 @@ def _copy(source: int, target: int) -> None:
         getattr(before, each) != getattr(after, each) for each in ("st_size", "st_mtime_ns", "st_ctime_ns")
     ):
         raise OSError(errno.EBUSY, "it is still being written")
+
+
+def _copy_part(source: int, target: int, offset: int, size: int) -> None:
+    """A part of an open file, all of it; ``OSError(EINVAL)`` when it is not that long."""
+    buffer = memoryview(bytearray(min(size, 1024 * 1024)))
+    end = offset + size
+    while offset < end:
+        count = os.preadv(source, [buffer[: end - offset]], offset)
+        if not count:
+            raise OSError(errno.EINVAL, "the descriptor has no such part")
+        _write(target, buffer[:count])
+        offset += count
+
+
+def _sync(fds: list[int]) -> None:
+    """Wait until files are on the disk: all at the same time, so that the disk has them in one go."""
+    if len(fds) == 1:
+        os.fsync(fds[0])
+        return
+    import threading  # noqa: PLC0415  # most doors need none
+
+    failures: list[OSError] = []
+
+    def sync(fd: int) -> None:
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=sync, args=(fd,)) for fd in fds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _remove_left(incoming: int, pids: list[int]) -> None:
+    """Remove contents that doors have left which were killed, and one that had our pid."""
+    for pid in (os.getpid(), *pids):
+        _remove_own(incoming, b"%d" % pid)
+    for pid in pids:
+        for number in range(MOST_PARTS):
+            _remove_own(incoming, b"%d-%d" % (pid, number))
+
+
+def _remove_own(incoming: int, name: bytes) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=incoming)
 
 
 def _write(fd: int, data: memoryview) -> None:

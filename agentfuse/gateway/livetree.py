@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import trio
 
-from agentfuse.client import AsyncHome, Content, FileInfo
+from agentfuse.client import AsyncHome, Content, FileInfo, Part
 from agentfuse.control.registry import NoDaemonError, open_registry
 from agentfuse.door.doors import OnCollision
 from agentfuse.errors import (
@@ -25,6 +25,7 @@ from agentfuse.errors import (
     WrongTypeError,
 )
 from agentfuse.gateway.filetree import Body, NewFile, Node, Usage
+from agentfuse.gateway.spool import Spooled
 from agentfuse.home.tree import Home
 from agentfuse.livefiles import OpenFile, open_content, where_of
 from agentfuse.regions import Creator
@@ -90,6 +91,9 @@ class LiveTree:
     ) -> Sequence[Node]:
         for path in directories:
             await self.mkdir(path, creator=creator, parents=True, exist_ok=True)
+        bodies = [file.body for file in files if isinstance(file.body, Spooled)]
+        if not if_match and len(bodies) == len(files) and len({body.place[0] for body in bodies}) == 1:
+            return await self._put_spooled(files, bodies, creator, on_collision)
         return [await self._put(file, creator, on_collision, if_match) for file in files]
 
     async def delete(self, path: bytes, *, creator: Creator, recursive: bool = False) -> None:
@@ -168,6 +172,37 @@ class LiveTree:
         os.close(fd)
         return None
 
+    async def _put_spooled(
+        self, files: Sequence[NewFile], bodies: Sequence[Spooled], creator: Creator, on_collision: OnCollision
+    ) -> Sequence[Node]:
+        """Contents of one spool: the daemon reads them from its file, so they do not travel."""
+        parts = [
+            Part(os.fsdecode(file.path), body.place[1], body.size, file.mode)
+            for file, body in zip(files, bodies, strict=True)
+        ]
+        if not all(file.path for file in files):
+            raise WrongTypeError("the root is a directory")
+        try:
+            with _asking():
+                made = await self._home.put_parts(
+                    bodies[0].place[0], self._region, parts, creator=creator, on_collision=on_collision
+                )
+        except ExistsError:
+            for file in files:
+                await self._require_no_directory(file.path)
+            raise
+        return [
+            Node(os.fsencode(put.path), "file", put.size, part.mode, time.time_ns(), creator)
+            if put.facts is None  # somebody was fast
+            else _node(put.facts)
+            for part, put in zip(parts, made, strict=True)
+        ]
+
+    async def _require_no_directory(self, path: bytes) -> None:
+        with suppress(NotFoundError):
+            if (await self.stat(path)).is_dir:
+                raise WrongTypeError(f"{printable(path)!r} is a directory")
+
     async def _put(self, file: NewFile, creator: Creator, on_collision: OnCollision, if_match: str) -> Node:
         if not file.path:
             raise WrongTypeError("the root is a directory")
@@ -183,8 +218,7 @@ class LiveTree:
                     size=file.body.size,
                 )
         except ExistsError:
-            if (await self.stat(file.path)).is_dir:
-                raise WrongTypeError(f"{printable(file.path)!r} is a directory") from None
+            await self._require_no_directory(file.path)
             raise
         path = os.fsencode(put.path)
         try:

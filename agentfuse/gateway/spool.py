@@ -12,6 +12,7 @@ from pathlib import Path
 from agentfuse.errors import EnvironmentProblem
 from agentfuse.sync.spool import Copy, SpooledContent, nameless_file
 
+_HASH_BYTES = 1024 * 1024
 _RESERVE_BYTES = 256 * 1024 * 1024
 """So much of the disk is left to others."""
 
@@ -23,23 +24,32 @@ class Spooled:
         self.size = 0
         self._spool = spool
         self._offset = offset
-        self._digest = hashlib.sha256()
+        self._hashed: tuple[int, str] | None = None
 
     @property
     def sha256(self) -> str:
-        """Of what has been written so far."""
-        return self._digest.hexdigest()
+        """Of what has been written so far. The first time that reads it, and belongs in a thread."""
+        if self._hashed is None or self._hashed[0] != self.size:
+            digest, content = hashlib.sha256(), self.open()
+            while piece := content.read(_HASH_BYTES):
+                digest.update(piece)
+            self._hashed = (self.size, digest.hexdigest())
+        return self._hashed[1]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The descriptor of the file that it is in, which is the spool's, and where in it, in bytes."""
+        return self._spool.fd, self._offset
 
     def write(self, piece: bytes) -> None:
         """More of it; only of the content that was begun last."""
         self._spool.write(piece)
-        self._digest.update(piece)
         self.size += len(piece)
 
     def forget(self) -> None:
         """Give the room back; only of the content that was begun last."""
         self._spool.truncate(self._offset)
-        self.size, self._digest = 0, hashlib.sha256()
+        self.size, self._hashed = 0, None
 
     def open(self) -> SpooledContent:
         """From its beginning."""
@@ -58,7 +68,7 @@ class Spool:
 
     def __init__(self, directory: Path) -> None:
         with on_disk(directory):
-            self._fd = nameless_file(directory)
+            self.fd = nameless_file(directory)
         self._directory = directory
         self._end = 0
 
@@ -70,12 +80,12 @@ class Spool:
 
     def close(self) -> None:
         """Forget all of it."""
-        os.close(self._fd)
+        os.close(self.fd)
 
     def begin(self) -> Spooled:
         """The next content."""
         with on_disk(self._directory):
-            disk = os.fstatvfs(self._fd)
+            disk = os.fstatvfs(self.fd)
             if disk.f_bavail * disk.f_frsize < _RESERVE_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return Spooled(self, self._end)
@@ -85,19 +95,19 @@ class Spool:
         with on_disk(self._directory):
             left = memoryview(piece)
             while left:
-                written = os.pwrite(self._fd, left, self._end)
+                written = os.pwrite(self.fd, left, self._end)
                 self._end += written
                 left = left[written:]
 
     def truncate(self, end: int) -> None:
         """Forget what is beyond ``end``."""
         with on_disk(self._directory):
-            os.ftruncate(self._fd, end)
+            os.ftruncate(self.fd, end)
         self._end = end
 
     def open(self, copy: Copy) -> SpooledContent:
         """A content to be read, in any thread."""
-        return SpooledContent(self._fd, copy)
+        return SpooledContent(self.fd, copy)
 
 
 class _NoRoomError(EnvironmentProblem):

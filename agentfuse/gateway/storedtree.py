@@ -147,6 +147,8 @@ class StoredTree:
         operation = partial(
             _put, files=files, on_collision=on_collision, directories=directories, if_match=if_match
         )
+        hash_all = partial(_hash, [file.body for file in files])
+        await trio.to_thread.run_sync(hash_all, limiter=self._limits.uploads)
         large = [file.body for file in files if file.body.size >= SMALL_BYTES]
         uploader = None
         if large:
@@ -351,6 +353,12 @@ def _put(
         draft.put(file.path, file.body.size, file.body.sha256, file.mode, on_collision, if_match=if_match)
         for file in files
     ]
+
+
+def _hash(bodies: Iterable[Body]) -> None:
+    """Bodies remember their hashes, for which they must be read."""
+    for body in bodies:
+        _ = body.sha256
 
 
 def _attempted(draft: Draft, change: _Change) -> Any:

@@ -102,6 +102,7 @@ def test_the_description_is_valid_openapi_and_every_operation_in_it_answers(
         "patch_stat_region_path": {"mode": "600"},
         "put_log_level": {"level": "info"},
         "post_drain": {"hold_s": 0},
+        "post_parts_region": {"files": []},
     }
     answered = set()
     for path, operations in document["paths"].items():

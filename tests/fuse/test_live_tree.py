@@ -6,8 +6,8 @@ import hashlib
 import io
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,22 @@ from mounts import Home
 from stores import local_store
 
 from agentfuse.admission import Quota
-from agentfuse.client import AsyncHome
+from agentfuse.client import AsyncHome, Part
+from agentfuse.control import asks
 from agentfuse.errors import (
     AgentfuseError,
     BusyError,
     ChangedError,
+    ExistsError,
     QuotaExceededError,
     UnflushedError,
+    UsageError,
     WrongTypeError,
 )
 from agentfuse.gateway.filetree import FileTree, NewFile
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.livetree import LiveFile, LiveTree, LocalFile
+from agentfuse.gateway.spool import Spool, Spooled
 from agentfuse.gateway.storedtree import StoredTree
 from agentfuse.home import marks
 from agentfuse.home.tree import Home as HomeOnDisk
@@ -39,6 +43,7 @@ from agentfuse.snapshots.layout import tenant_owner
 pytestmark = pytest.mark.mount
 
 USER = Creator.USER
+NO_PART = {"path": "b", "offset": 0, "size": 0}
 NAMES = (b"a", b"b.txt", b"c (1)", "ü".encode(), b"\xff")
 
 
@@ -168,6 +173,22 @@ def some_path(dice: random.Random) -> bytes:
     return b"/".join(dice.choices(NAMES, k=dice.choice([1, 1, 2, 3])))
 
 
+@pytest.fixture(params=["in memory", "spooled"])
+def bodies(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Contents that travel, and those whose file the daemon reads."""
+    with Spool(tmp_path) as spool:
+
+        def spooled(content: bytes) -> Spooled:
+            body = spool.begin()
+            body.write(content)
+            return body
+
+        if request.param == "spooled":
+            monkeypatch.setattr(f"{__name__}.Body", spooled)
+        yield
+
+
+@pytest.mark.usefixtures("bodies")
 async def test_random_operations_are_the_same_to_a_live_and_a_stored_tree(
     live: LiveTree, tmp_path: Path
 ) -> None:
@@ -344,3 +365,107 @@ async def test_without_a_daemon_nothing_is_said_of_files(
         await tree.list(b"")
     with pytest.raises(UnflushedError):
         await tree.put([new(b"a")], creator=USER)
+
+
+async def test_many_spooled_files_are_all_there_told_once_and_keep_what_was_kept_of_them(
+    home: Home, live: LiveTree, tmp_path: Path
+) -> None:
+    dice, agents = random.Random(5), AsyncHome(home.path)
+    uploads = LiveTree(home.path, "uploads", trio.CapacityLimiter(4), trio.CapacityLimiter(4))
+    sizes = [0, 1, 4_096, 300_000, 9_000_000, *dice.choices(range(5000), k=200)]
+    with Spool(tmp_path) as spool:
+        contents = {b"d%d/\xff%d" % (number % 7, number): dice.randbytes(s) for number, s in enumerate(sizes)}
+        files = []
+        for path, data in contents.items():
+            body = spool.begin()
+            body.write(data)
+            files.append(NewFile(path, body, 0o640))
+        made = await uploads.put(files, creator=Creator.ENVIRONMENT)
+        assert [(node.path, node.size, node.mode, node.created_by) for node in made] == [
+            (file.path, file.body.size, 0o640, Creator.ENVIRONMENT) for file in files
+        ]
+        for path, data in contents.items():
+            assert (home.path / "uploads" / os.fsdecode(path)).read_bytes() == data
+        labelled = files[3].path
+        await uploads.annotate(labelled, creator=USER, labels=b"tag")
+        again = await uploads.put(files[:20], creator=USER)
+        assert [node.labels for node in again] == [b"tag" * (file.path == labelled) for file in files[:20]]
+        numbered = await uploads.put(files[:2], creator=USER, on_collision="number")
+        assert [node.path for node in numbered] == [path + b" (1)" for path in [*contents][:2]]
+    told = []
+    async with aclosing(agents.events(follow=True, region="uploads")) as events:
+        with trio.fail_after(60):
+            async for event in events:
+                told.append(event)
+                if event.path == os.fsdecode(numbered[-1].path):
+                    break
+    paths = [*contents, *[*contents][:20], *(node.path for node in numbered)]
+    assert [event.path for event in told] == [os.fsdecode(path) for path in paths]
+    assert {event.created_by for event in told[: len(files)]} == {Creator.ENVIRONMENT}
+    assert os.listdir(home.tree / ".agentfuse/incoming") == []
+
+
+async def test_of_spooled_files_that_one_stops_those_before_it_stay_and_none_is_there_in_part(
+    home: Home, live: LiveTree, tmp_path: Path
+) -> None:
+    control = AsyncHome(home.path)
+    with Spool(tmp_path) as spool:
+
+        def spooled(path: bytes, size: int) -> NewFile:
+            body = spool.begin()
+            body.write(b"x" * size)
+            return NewFile(path, body)
+
+        (home.path / "workspace/dir").mkdir()
+        quota = next(each for each in await control.regions() if each.name == "workspace").bytes_quota
+        before = (await live.usage()).bytes + 1
+        await live.put([spooled(b"taken", 1)], creator=USER)
+        files = [spooled(b"a%d" % number, 10) for number in range(40)]
+        for taken, error in ((b"taken", ExistsError), (b"dir", WrongTypeError), (b"taken/x", WrongTypeError)):
+            row = [*files[:30], spooled(taken, 10), *files[30:]]
+            with pytest.raises(error):
+                await live.put(row, creator=USER, on_collision="refuse")
+            there = {node.path: node.size for node in await live.list(b"") if node.path.startswith(b"a")}
+            assert there == {file.path: 10 for file in files[:30]}
+            for path in there:
+                await live.delete(path, creator=USER)
+        await control.set_quota("workspace", bytes_quota=before + 250)
+        with pytest.raises(QuotaExceededError):
+            await live.put(files, creator=USER)
+        assert (await live.usage()).bytes == before + 250
+        with pytest.raises(QuotaExceededError):
+            await live.put([spooled(b"b", 100), spooled(b"c", 100)], creator=USER, on_collision="number")
+        assert (await live.usage()).bytes == before + 250
+        assert os.listdir(home.tree / ".agentfuse/incoming") == []
+        with pytest.raises(WrongTypeError):
+            await live.put([spooled(b"", 1)], creator=USER)
+        with pytest.raises(UsageError):
+            await live.put([spooled(b"../x", 1)], creator=USER)
+        await control.set_quota("workspace", bytes_quota=quota)
+
+
+async def test_parts_are_refused_that_the_descriptor_has_not_and_descriptors_that_are_no_files(
+    home: Home, live: LiveTree, tmp_path: Path
+) -> None:
+    (tmp_path / "source").write_bytes(b"0123456789")
+    control = AsyncHome(home.path)
+    with (tmp_path / "source").open("rb") as source:
+        for offset, size in ((0, 11), (10, 1), (11, 0), (2**62, 2**62)):
+            with pytest.raises(UsageError):
+                await control.put_parts(source.fileno(), "workspace", [Part("a", offset, size)])
+        (made,) = await control.put_parts(source.fileno(), "workspace", [Part("a", 3, 4)])
+        assert (made.path, made.size) == ("a", 4)
+    assert (home.path / "workspace/a").read_bytes() == b"3456"
+    reader, writer = os.pipe()
+    try:
+        for fd in (reader, os.open(tmp_path, os.O_RDONLY)):
+            with pytest.raises(UsageError, match="SCM_RIGHTS"):
+                await control.put_parts(fd, "workspace", [Part("b", 0, 0)])
+            os.close(fd)
+    finally:
+        os.close(writer)
+    assert await control._client.ask(asks.stat("workspace/a"))  # the socket goes on
+    with pytest.raises(UsageError, match="SCM_RIGHTS"):
+        await control._client.ask(
+            asks.put_parts("workspace", [NO_PART], creator="user", on_collision="refuse")
+        )

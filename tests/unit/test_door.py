@@ -7,13 +7,15 @@ import resource
 import signal
 import stat
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
-from agentfuse.door.doors import MAX_DOORS, Doors, OnCollision, Put
+from agentfuse.door.doors import MAX_DOORS, Doors, OnCollision, Part, Put
+from agentfuse.door.worker import MOST_PARTS
 from agentfuse.errors import (
     AgentfuseError,
     BusyError,
@@ -293,6 +295,42 @@ async def test_a_file_from_outside_is_put_by_its_descriptor(house: House, tmp_pa
     assert (house.path / "downloads" / "a (1).txt").read_bytes() == b"content"
 
 
+async def put_parts(house: House, source: Path, *parts: Part) -> list[list[Put]]:
+    with source.open("rb") as file:
+        making = house.doors.put_parts(
+            "uploads", file.fileno(), parts, creator=Creator.USER, on_collision="refuse"
+        )
+        async with aclosing(making):
+            return [some async for some in making]
+
+
+async def test_many_files_are_made_of_parts_of_a_descriptor_a_few_at_a_time(
+    house: House, tmp_path: Path
+) -> None:
+    (tmp_path / "source").write_bytes(bytes(range(256)))
+    long = b"/".join([b"\xff" * 250] * 12)  # of which few fit into one command
+    names = [b"%d/%d" % (n % 3, n) for n in range(40)] + [b"%d-%s" % (n, long) for n in range(10)]
+    parts = [Part(name, number, number, 0o600) for number, name in enumerate(names)]
+    made = await put_parts(house, tmp_path / "source", *parts)
+    assert [put for some in made for put in some] == [Put(part.path, part.size_bytes) for part in parts]
+    assert max(map(len, made)) == MOST_PARTS
+    for part in parts:
+        found = house.path / "uploads" / os.fsdecode(part.path)
+        assert found.read_bytes() == bytes(range(256))[part.offset :][: part.size_bytes]
+        assert stat.S_IMODE(found.stat().st_mode) == 0o600
+        assert (found.stat().st_uid, found.stat().st_gid) == MINE
+
+
+async def test_a_part_that_the_descriptor_has_not_leaves_nothing_of_those_with_it(
+    house: House, tmp_path: Path
+) -> None:
+    (tmp_path / "source").write_bytes(b"0123456789")
+    with pytest.raises(AgentfuseError):
+        await put_parts(house, tmp_path / "source", Part(b"a", 0, 5, 0o600), Part(b"b", 5, 6, 0o600))
+    assert house.uploads() == {}
+    assert house.incoming() == []
+
+
 async def test_files_and_directories_are_moved_and_removed(house: House) -> None:
     doors, user = house.doors, Creator.USER
     await house.put(b"a", b"1")
@@ -362,6 +400,24 @@ async def test_what_a_killed_door_left_goes_with_the_next_put(house: House) -> N
     with pytest.raises(EnvironmentProblem):
         await house.doors.put("uploads", b"a", kills(), creator=Creator.USER)
     await house.put(b"b", b"1")
+    assert house.incoming() == []
+
+
+async def test_parts_that_a_killed_door_left_go_with_the_next_put(house: House, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"0123456789")
+
+    async def kills() -> AsyncIterator[bytes]:
+        yield b"some"
+        (pid,) = pids_of_doors(house)
+        for number in (0, MOST_PARTS - 1):
+            (house.path / f".agentfuse/incoming/{pid}-{number}").write_bytes(b"half")
+        os.kill(pid, signal.SIGKILL)
+        yield b"more"
+
+    with pytest.raises(EnvironmentProblem):
+        await house.doors.put("uploads", b"a", kills(), creator=Creator.USER)
+    await put_parts(house, tmp_path / "source", Part(b"b", 0, 5, 0o600))
+    assert house.uploads() == {"b": b"01234"}
     assert house.incoming() == []
 
 
