@@ -59,6 +59,10 @@ class CutOffError(UnflushedError):
     """The daemon ended before its answer did."""
 
 
+class SilentError(BusyError):
+    """The daemon did not answer in time: it hangs, or its host has much to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask(Generic[_T]):
     """One request. ``answer``: the type of the JSON object that comes back."""
@@ -297,7 +301,7 @@ def map_httpx(path: Path) -> Iterator[None]:
             hint="it has ended; agentfuse umount MOUNTPOINT cleans up after it",
         ) from error
     except (httpx.TimeoutException, TimeoutError) as error:
-        raise BusyError(
+        raise SilentError(
             f"the daemon at {path} does not answer",
             hint="it may be stopped or hang: agentfuse dump MOUNTPOINT shows where",
         ) from error

@@ -13,6 +13,7 @@ from typing import cast
 import trio
 
 from agentfuse.client import AsyncHome, Content, FileInfo, Part
+from agentfuse.control.asks import SilentError
 from agentfuse.control.registry import NoDaemonError, open_registry
 from agentfuse.door.doors import OnCollision
 from agentfuse.errors import (
@@ -327,7 +328,7 @@ def _asking() -> Iterator[None]:
     """A daemon that is not there says nothing about files."""
     try:
         yield
-    except NoDaemonError as error:
+    except (NoDaemonError, SilentError) as error:
         raise UnflushedError(error.message, hint="ask again a little later") from error
 
 

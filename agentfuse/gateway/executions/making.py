@@ -19,6 +19,7 @@ from agentfuse.gateway.executions.launcher import Launchers
 from agentfuse.gateway.executions.life import Means
 from agentfuse.gateway.executions.lives import Lives
 from agentfuse.gateway.executions.mounts import Mounts
+from agentfuse.gateway.executions.pulse import Pulse
 from agentfuse.gateway.executions.records import Records
 from agentfuse.gateway.executions.room import Room
 from agentfuse.gateway.executions.service import Executions
@@ -91,6 +92,7 @@ def make_executions(
         agents=agents,
         trees=trees,
         regions=config.regions,
+        pulse=Pulse(registry),
         live_tree=partial(LiveTree, limiter=limits.uploads, readers=limits.contents),
     )
 

@@ -35,6 +35,9 @@ _POLL_S = 0.05
 _HELD_S = 10.0
 """So long may a sandbox hold a home that was unmounted here."""
 
+_SILENCE_S = 15.0
+"""A daemon that unmounts says something every second: one that is silent for so long, twice, hangs."""
+
 _LOOK_S = 0.5
 """How often one looks for the end of a process that cannot be waited for."""
 
@@ -157,7 +160,7 @@ class Mounts:
         entry = self._found(execution)
         if entry is None:
             return
-        client = AsyncControlClient(entry.socket)
+        client = AsyncControlClient(entry.socket, deadline_s=_SILENCE_S)
         held_at = trio.current_time() + _HELD_S
         for lazy in (
             False,

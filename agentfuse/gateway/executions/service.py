@@ -24,6 +24,7 @@ from agentfuse.gateway.agents import Agent, Agents
 from agentfuse.gateway.executions.archive import MOST_EVENTS
 from agentfuse.gateway.executions.life import Life, Means, Phase
 from agentfuse.gateway.executions.lives import Lives
+from agentfuse.gateway.executions.pulse import Pulse
 from agentfuse.gateway.executions.record import Execution, Message, Status
 from agentfuse.gateway.executions.trees import ExecutionTree
 from agentfuse.gateway.filetree import FileTree, Usage
@@ -62,8 +63,9 @@ class ExecuteBody:
 class Executions:
     """All executions, as an organization sees them. What is not its own is a ``NotFoundError``.
 
-    ``lives``: those of this host; ``hosts``: whose they are; ``regions``: those of homes; ``live_tree``: the
-    tree of a region of a mounted home. Every method raises ``StoreError`` when the store failed.
+    ``lives``: those of this host; ``hosts``: whose they are; ``regions``: those of homes; ``pulse``: whether
+    their daemons answer; ``live_tree``: the tree of a region of a mounted home. Every method raises
+    ``StoreError`` when the store failed.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Executions:
         agents: Agents,
         trees: Trees,
         regions: Sequence[Region],
+        pulse: Pulse,
         live_tree: Callable[[Path, str], FileTree],
     ) -> None:
         self._means = means
@@ -82,6 +85,7 @@ class Executions:
         self._agents = agents
         self._trees = trees
         self._regions = {region.name: region for region in regions}
+        self._pulse = pulse
         self._live_tree = live_tree
         self.lives = lives
 
@@ -298,6 +302,7 @@ class Executions:
         """What each region of its home holds, once it has ended of those that are kept."""
         life = self.lives.get(execution.id)
         if life is not None and await self._settled(life) == "live":
+            await self._pulse.require(self.mountpoint(execution))
             regions = await AsyncHome(self._means.mounts.path(execution.id)).regions()
             return {
                 each.name: Usage(each.bytes_used, each.files_used, each.bytes_quota, each.files_quota)
@@ -352,11 +357,13 @@ class Executions:
 
     async def tree_at_home(self, execution: Execution, region: str) -> FileTree | None:
         """A region of its mounted home, which is waited for; None if it has ended, or is not this host's.
-        Raises ``BusyError`` when that takes long."""
-        life = self.lives.get(execution.id)
+        Raises ``BusyError`` when that takes long, ``UnflushedError`` while its daemon does not answer."""
+        life, mountpoint = self.lives.get(execution.id), self.mountpoint(execution)
         if life is None or await self._settled(life) != "live":
+            self._pulse.forget(mountpoint)
             return None
-        return self._live_tree(self._means.mounts.path(execution.id), region)
+        await self._pulse.require(mountpoint)
+        return self._live_tree(mountpoint, region)
 
     # -- in between
 

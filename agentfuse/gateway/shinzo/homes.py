@@ -28,6 +28,8 @@ class Homes:
         execution = await self._live(organization, agent)
         if execution is None:
             return None
+        # Who has to wait for a home does so here, before he takes a place that others need.
+        await self._executions.tree_at_home(execution, self._regions[0])
         trees = {
             region: ExecutionTree(partial(self._tree, organization, agent, region))
             for region in self._regions
