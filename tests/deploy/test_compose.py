@@ -133,7 +133,7 @@ def test_doctor_finds_a_volume_without_propagation_on_the_host_and_in_the_contai
     environment = {
         "AGENTFUSE_STATE": str(containers.base / "state"),
         "AGENTFUSE_STORE": (containers.base / "store").as_uri(),
-        "AGENTFUSE_RUNTIME_DIR": str(containers.base / "run"),
+        "AGENTFUSE_RUNTIME_DIR": str(containers.base / "registry"),
         "AGENTFUSE_CONFIG": "/dev/null",
     }
     containers.engine.environment |= environment
