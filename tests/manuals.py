@@ -7,6 +7,7 @@ them, by root, one after the other in one bash. In what a page shows
 - ids (UUIDs), dates, times of day, durations, pids, and the widths of columns may be others. An id that came
   out is meant wherever the page later has the one that it shows;
 - a command that fails must show its error, in a line that begins with its name or ``bash:``;
+- lines of progress, which slow machines print every two seconds, do not count;
 - of what runs in the background (``&``) the lines that are shown must come first.
 
 ``ls`` has columns, as on a terminal, and memory is not synced unless the page says so.
@@ -35,6 +36,7 @@ _VARYING = (
     (re.compile(r"\b(pid|PID) \d+"), "PID"),
     (re.compile(r"[ \t]+"), " "),
 )
+_PROGRESS = re.compile(r"^[a-z ]+: \d+(?: of \d+)? files, .*\n", re.MULTILINE)
 _COVERED = ("/home", "/srv", "/var/lib", "/run")
 _ENTER = r"""
 set -e
@@ -112,6 +114,7 @@ class Shell:
 
 def matches(shown: str, said: str) -> bool:
     """Whether an output is what a page shows, but for what may be different."""
+    said = _PROGRESS.sub("", said)
     for pattern, word in _VARYING:
         shown, said = pattern.sub(word, shown), pattern.sub(word, said)
     lines = [
