@@ -177,3 +177,12 @@ def test_what_is_said_of_executions_is_understood(tmp_path: Path) -> None:
 def test_mistakes_about_executions_are_told_with_their_fix(tmp_path: Path, line: str, fix: str) -> None:
     key = line.partition(" ")[0]
     assert re.search(rf":2: gateway\.{key}: .*{fix}", problem(tmp_path, f"[gateway]\n{line}\n"))
+
+
+def test_a_unit_says_who_starts_daemons_whatever_the_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[gateway]\nstarter = "child"\n')
+    environ = {"HOME": "/", "AGENTFUSE_STARTER": "systemd"}
+    assert load_config(path, environ=environ, overrides={}).gateway.starter == "systemd"
+    with pytest.raises(ConfigError, match=r"AGENTFUSE_STARTER.*upstart.* is not one of child, systemd"):
+        load_config(path, environ={**environ, "AGENTFUSE_STARTER": "upstart"}, overrides={})
