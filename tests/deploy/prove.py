@@ -107,7 +107,9 @@ def main(words: list[str]) -> int:
     """Try all of them, or those whose name has one of the words in it."""
     wanted = [proof for proof in PROOFS if not words or any(word in proof.what for word in words)]
     broken = 0
-    with tempfile.TemporaryDirectory(prefix="agentfuse-prove-") as made:
+    # Beside the checkout: units with PrivateTmp would not see it in /tmp.
+    beside = Path(CHECKOUT).parent
+    with tempfile.TemporaryDirectory(prefix=".agentfuse-prove-", dir=beside) as made:
         copy = Path(made)
         copy.chmod(0o755)
         files = subprocess.run(
