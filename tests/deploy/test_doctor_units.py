@@ -12,8 +12,6 @@ import pytest
 from machines import Machine
 from mounts import remove_base
 
-from agentfuse.doctor.units import HIDING
-
 pytestmark = [
     pytest.mark.mount,
     pytest.mark.timeout(240),
@@ -29,8 +27,11 @@ VALUES = {
     **dict.fromkeys(("ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths", "NoExecPaths"), "/srv"),
     **dict.fromkeys(("ExecPaths", "BindPaths", "BindReadOnlyPaths", "TemporaryFileSystem"), "/srv"),
 }
-HIDES = {name: VALUES.get(name, "yes") for name in HIDING if "Image" not in name and name != "RootDirectory"}
-del HIDES["IPCNamespacePath"]  # wants another service's
+SWITCHES = (
+    *("PrivateMounts", "PrivateTmp", "PrivateDevices", "PrivateIPC", "ProtectSystem", "ProtectHome"),
+    *("ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectControlGroups"),
+)
+HIDES = {**dict.fromkeys(SWITCHES, "yes"), **VALUES}
 # For a home, by root: what the kernel or systemd forbids, and what doctor says in such a service.
 FORBIDS = {
     "PrivateUsers=yes": "PrivateUsers=no in a unit",
