@@ -188,7 +188,7 @@ class HomeKeeper:
 
     def _finish_others(self) -> None:
         """Flush what earlier executions of this agent could not; what fails again stays and is told."""
-        for home in self._other_homes("live"):
+        for home in self._other_homes("live", agent=self._agent):
             try:
                 with held(home) as record:
                     if record is not None and record.status == "live" and record.agent == self._agent:
@@ -208,12 +208,13 @@ class HomeKeeper:
                 if is_removable(record, keep_s=keep_s):
                     remove_home(home)
 
-    def _other_homes(self, status: Status) -> Iterator[Home]:
-        """The homes of this status, looked at without their locks, which are not taken without need."""
+    def _other_homes(self, status: Status, *, agent: str | None = None) -> Iterator[Home]:
+        """The homes of this status, and agent, looked at without their locks, which are not taken without
+        need: for one that a daemon holds that takes a quarter of a second, and there may be a hundred."""
         for home in list_homes(self.config.state):
             with contextlib.suppress(AgentfuseError):
                 record = home.record() if home.execution != self.home.execution else None
-                if record is not None and record.status == status:
+                if record is not None and record.status == status and agent in {None, record.agent}:
                     yield home
 
     def _write(self, **changes: object) -> None:

@@ -14,7 +14,9 @@ from agentfuse.config import Config, load_config
 from agentfuse.errors import StoreError, UsageError
 from agentfuse.home.tree import Home
 from agentfuse.progress import Silent
+from agentfuse.sync import keeper as keeper_module
 from agentfuse.sync.keeper import HomeKeeper
+from agentfuse.sync.recovery import held
 
 Open = Callable[..., HomeKeeper]
 
@@ -69,6 +71,18 @@ def test_what_a_run_could_not_flush_the_next_one_finishes(open_home: Open) -> No
     record = crashed.home.record()
     assert record is not None
     assert record.status == "clean"
+
+
+def test_only_unfinished_homes_of_the_agent_itself_are_tried(
+    open_home: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    monkeypatch.setattr(keeper_module, "held", lambda home: tried.append(home.execution) or held(home))
+    with open_home("of another", agent="b").home.locked():
+        open_home("one", agent="a")
+        assert tried == []  # each would take a quarter of a second, while a daemon holds it
+    open_home("two", agent="a")
+    assert tried[0] == "one"
 
 
 def test_an_ended_home_stays_while_webhooks_have_not_taken_its_events(
