@@ -125,6 +125,7 @@ def executions_of(means: Means, *here: Execution) -> Executions:
         agents=None,  # type: ignore[arg-type]
         trees=None,  # type: ignore[arg-type]
         regions=(),
+        pulse=None,  # type: ignore[arg-type]
         live_tree=None,  # type: ignore[arg-type]
     )
 
