@@ -67,7 +67,7 @@ class Home:
         self.path = base / "home"
         self.state = base / "state"
         self.store = base / "store"
-        self.store_url = self.store.as_uri()
+        self.store_url: str | None = None  # where it is not the directory
         self.runtime = base / "run"
         self.config = base / "config.toml"
         self.execution = f"run-{next(_numbers)}"
@@ -92,8 +92,8 @@ class Home:
         """The command that mounts this home."""
         return [
             *self.prefix, AGENTFUSE, "mount", str(self.path), "--agent", self.agent,
-            "--execution", self.execution, "--store", self.store_url, "--state", str(self.state),
-            "--config", str(self.config), *extra,
+            "--execution", self.execution, "--store", self.store_url or self.store.as_uri(),
+            "--state", str(self.state), "--config", str(self.config), *extra,
         ]  # fmt: skip
 
     def agentfuse(self, *arguments: str, timeout_s: float = ENDED_S) -> subprocess.CompletedProcess[str]:

@@ -39,7 +39,7 @@ def doctor(
     config: options.ConfigFile = None,
     json: options.Json = False,
 ) -> None:
-    """Check whether this machine can mount homes, and how they are deployed.
+    """Check that this machine can mount, and how it is deployed.
 
     Says how to fix what is in the way. Really tries a mount, the state directory (made if it is missing)
     and the object store; looks at the homes that are mounted, at the sandboxes that have them, and at

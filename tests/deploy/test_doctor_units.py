@@ -117,14 +117,14 @@ def test_an_option_that_forbids_the_mount_is_named_in_the_unit_and_in_the_servic
 def test_units_of_ones_own_and_of_users(machine: Machine) -> None:
     start = ("systemd-run", "-q", "--unit=mine", "-p", "Type=notify", "-p", "StateDirectory=agentfuse")
     home = ("agentfuse", "mount", "/home/alice", "--agent", "a")
-    machine.run(*start, "-p", "PrivateTmp=yes", "-p", "LimitNOFILE=1024", *home)
+    machine.run(*start, "-p", "PrivateMounts=yes", "-p", "LimitNOFILE=1024", *home)
     (hidden,) = (each for each in doctor(machine) if each["check"] == "hidden mounts")
     assert hidden["fix"] == "agentfuse doctor --unit mine.service names the option"
     found = doctor(machine, "--unit", "mine.service")
     assert [each["verdict"] for each in found] == ["fail", "warn"]
-    assert "PrivateTmp=yes" in found[0]["found"] and settings(found[0]) == "PrivateTmp=no"
+    assert "PrivateMounts=yes" in found[0]["found"] and settings(found[0]) == "PrivateMounts=no"
     machine.systemctl("stop", "mine")
-    machine.run(*start, "-p", "PrivateTmp=no", "-p", settings(found[1]), *home)
+    machine.run(*start, "-p", "PrivateMounts=no", "-p", settings(found[1]), *home)
     assert doctor(machine, "--unit", "mine") == doctor(machine, "/home/alice") == []
     machine.systemctl("stop", "mine")
     for options, said in (
