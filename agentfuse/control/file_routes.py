@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import AsyncGenerator, Mapping
 from email.utils import formatdate
+from typing import Any
 
 import msgspec
 import trio
@@ -44,6 +45,7 @@ from agentfuse.errors import EnvironmentProblem, UsageError
 
 _PIECE = 256 * 1024
 _encoders = trio.CapacityLimiter(2)
+_lookers = trio.CapacityLimiter(2)
 _RANGE = re.compile(rb"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
 _ETAG = re.compile(rb'"([\x21\x23-\x7e]*)"')
 _fast = msgspec.json.Encoder()
@@ -181,16 +183,15 @@ async def _put_parts(control: MountControl, call: Call[AnyQuery, PutPartsRequest
     asked = call.body
     if not asked.files:
         return Answer({"files": []}, status=201)
-    if call.fd is None or not stat.S_ISREG(os.fstat(call.fd).st_mode):
-        raise UsageError("no file came along", hint="send its descriptor with the request, by SCM_RIGHTS")
+    fd, size_bytes = await _sent_file(call)
     parts = [
         Part(paths.checked(os.fsencode(each.path)), each.offset, each.size, int(each.mode, 8))
         for each in asked.files
     ]
-    if any(part.offset + part.size_bytes > os.fstat(call.fd).st_size for part in parts):
+    if any(part.offset + part.size_bytes > size_bytes for part in parts):
         raise UsageError("the file that came along has fewer bytes", hint="name parts that it has")
     made = await control.files.put_parts(
-        call.region, call.fd, parts, creator=asked.creator, on_collision=asked.on_collision
+        call.region, fd, parts, creator=asked.creator, on_collision=asked.on_collision
     )
     return Answer(
         {
@@ -206,6 +207,16 @@ async def _put_parts(control: MountControl, call: Call[AnyQuery, PutPartsRequest
         },
         status=201,
     )
+
+
+async def _sent_file(call: Call[Any, Any]) -> tuple[int, int]:
+    """The descriptor that came along and the size of its file. Raises ``UsageError`` if it is of no file."""
+    if call.fd is not None:
+        # In a thread: of a file in this very mount the kernel may ask us.
+        st = await trio.to_thread.run_sync(os.fstat, call.fd, abandon_on_cancel=True, limiter=_lookers)
+        if stat.S_ISREG(st.st_mode):
+            return call.fd, st.st_size
+    raise UsageError("no file came along", hint="send its descriptor with the request, by SCM_RIGHTS")
 
 
 def _if_match(headers: Mapping[bytes, bytes]) -> str | None:

@@ -125,8 +125,8 @@ class _Server:
                 except Exception:
                     log.exception("unexpected error in the control server")
         finally:
-            exchange.close_fd()
             self._connections -= 1
+            await exchange.close_fd()
 
     async def _answer(self, exchange: Exchange) -> None:
         """Read the request, do what it asks, and tell."""

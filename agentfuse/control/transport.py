@@ -27,6 +27,8 @@ CLIENT_LEFT = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowE
 
 _RECEIVE_BYTES = 64 * 1024
 _FD_BYTES = array("i").itemsize
+_CLOSE_S = 2.0
+_closers = trio.CapacityLimiter(2)
 
 Header = tuple[str, str]
 
@@ -140,8 +142,9 @@ class Exchange:
             return bytes(await self.stream.receive_some(_RECEIVE_BYTES))
         self._is_begun = True
         try:
+            # Room for one descriptor: CMSG_SPACE has its padding, which would take a second one.
             data, ancillary, _, _ = await self.stream.socket.recvmsg(
-                _RECEIVE_BYTES, socket.CMSG_SPACE(_FD_BYTES), socket.MSG_CMSG_CLOEXEC
+                _RECEIVE_BYTES, socket.CMSG_LEN(_FD_BYTES), socket.MSG_CMSG_CLOEXEC
             )
         except OSError as error:
             raise trio.BrokenResourceError from error
@@ -150,11 +153,15 @@ class Exchange:
                 (self.fd,) = array("i", value)
         return data
 
-    def close_fd(self) -> None:
-        """Let go of the descriptor that came along, if one did."""
+    async def close_fd(self) -> None:
+        """Let go of the descriptor that came along, if one did.
+
+        In a thread: of a file in this very mount, or in one that hangs, closing may wait for a daemon.
+        """
         if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
+            fd, self.fd = self.fd, None
+            with trio.move_on_after(_CLOSE_S, shield=True):
+                await trio.to_thread.run_sync(os.close, fd, abandon_on_cancel=True, limiter=_closers)
 
     async def _send(self, event: h11.Event) -> None:
         data = self._http.send(event)

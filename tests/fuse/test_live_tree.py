@@ -6,20 +6,22 @@ import hashlib
 import io
 import os
 import random
+import socket
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.lowlevel
-from mounts import Home
+from mounts import Home, eventually
 from stores import local_store
 
 from agentfuse.admission import Quota
 from agentfuse.client import AsyncHome, Part
 from agentfuse.control import asks
+from agentfuse.control.registry import Registry
 from agentfuse.errors import (
     AgentfuseError,
     BusyError,
@@ -469,3 +471,35 @@ async def test_parts_are_refused_that_the_descriptor_has_not_and_descriptors_tha
         await control._client.ask(
             asks.put_parts("workspace", [NO_PART], creator="user", on_collision="refuse")
         )
+
+
+async def test_a_file_of_the_home_itself_may_be_put_in_parts_too(home: Home, live: LiveTree) -> None:
+    with (home.path / "workspace/source").open("w+b") as source:
+        source.write(b"0123456789")
+        source.flush()  # now the kernel asks for its size when somebody looks
+        with trio.fail_after(60):
+            (made,) = await AsyncHome(home.path).put_parts(source.fileno(), "workspace", [Part("own", 2, 5)])
+    assert (made.path, await content(live, b"own")) == ("own", b"23456")
+
+
+async def test_of_descriptors_that_come_along_none_stays_open(
+    home: Home, live: LiveTree, tmp_path: Path
+) -> None:
+    def is_open() -> bool:
+        assert home.process is not None
+        for each in Path(f"/proc/{home.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                if os.readlink(each) == str(tmp_path / "source"):
+                    return True
+        return False
+
+    with (tmp_path / "source").open("wb") as source:
+        for count in (1, 2, 3):
+            with socket.socket(socket.AF_UNIX) as asking:
+                asking.connect(str(Registry(home.runtime).find(home.path).socket))
+                request = [b"GET /v1/regions HTTP/1.1\r\nHost: a\r\n\r\n"]
+                socket.send_fds(asking, request, [source.fileno()] * count)
+                while asking.recv(65536):
+                    pass
+    assert await live.usage()  # it goes on
+    await trio.to_thread.run_sync(eventually, lambda: not is_open())
