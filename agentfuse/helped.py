@@ -110,7 +110,7 @@ class HelpedMounter:
     ) -> tuple[dict[str, Any], list[int]]:
         try:
             socket.send_fds(channel, [json.dumps(request).encode()], fds)
-            data, got, _, _ = socket.recv_fds(channel, _ANSWER_BYTES, 1)
+            data, got, _, _ = socket.recv_fds(channel, _ANSWER_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
             answer: dict[str, Any] = json.loads(data)
         except (OSError, ValueError) as error:
             raise self._unanswered("no answer") from error

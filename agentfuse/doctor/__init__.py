@@ -14,6 +14,9 @@ from agentfuse.errors import AgentfuseError
 
 Verdict = Literal["ok", "warn", "fail"]
 
+MIN_DESCRIPTORS = 4096
+"""Each file that programs in a home have open is one of the daemon's, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

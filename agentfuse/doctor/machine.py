@@ -12,11 +12,10 @@ from pathlib import Path
 from agentfuse import __version__
 from agentfuse import mountpoint as mountpoints
 from agentfuse.control.mountinfo import mounts
-from agentfuse.doctor import Finding, guarded
+from agentfuse.doctor import MIN_DESCRIPTORS, Finding, guarded
 from agentfuse.doctor.trial import in_user_namespace, try_to_mount
 from agentfuse.helped import HelpedMounter
 
-_MIN_DESCRIPTORS = 4096
 
 
 def machine(helper: Path | None) -> Iterator[Finding]:
@@ -73,7 +72,7 @@ def _mounting() -> Iterator[Finding]:
 
 def _descriptors() -> Iterator[Finding]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or hard >= _MIN_DESCRIPTORS:
+    if hard == resource.RLIM_INFINITY or hard >= MIN_DESCRIPTORS:
         found = f"at most {hard}" if hard != resource.RLIM_INFINITY else "unlimited"
         yield Finding("open files", "ok", found)
     else:
@@ -81,6 +80,6 @@ def _descriptors() -> Iterator[Finding]:
             "open files",
             "warn",
             f"at most {hard}: programs in a home share them",
-            f"raise the hard limit: ulimit -Hn {_MIN_DESCRIPTORS}, LimitNOFILE= in a systemd unit, "
+            f"raise the hard limit: ulimit -Hn {MIN_DESCRIPTORS}, LimitNOFILE= in a systemd unit, "
             "--ulimit nofile= of a container",
         )

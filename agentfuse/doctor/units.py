@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
-from agentfuse.doctor import Finding
+from agentfuse.doctor import MIN_DESCRIPTORS, Finding
 from agentfuse.errors import EnvironmentProblem, NotFoundError
 
 # Each gives the service a mount namespace of its own (exec_needs_mount_namespace() of systemd 252), from
@@ -58,7 +58,6 @@ _OTHERS = (
 _SHOWN = ",".join(dict.fromkeys((*_OTHERS, *HIDING, *_NO_NEW_PRIVILEGES)))
 _CAPABILITIES = "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID"
 _DEADLINE_S = 15
-_MIN_DESCRIPTORS = 4096
 Unit = dict[str, str]
 
 
@@ -93,7 +92,7 @@ def mistakes(unit: Unit) -> Iterator[Finding]:
     yield from _forbidding(unit)
     if not is_helper and unit["User"] not in ("", "root", "0"):
         yield from _of_a_user(unit)
-    if not is_helper and unit["LimitNOFILE"].isdecimal() and int(unit["LimitNOFILE"]) < _MIN_DESCRIPTORS:
+    if not is_helper and unit["LimitNOFILE"].isdecimal() and int(unit["LimitNOFILE"]) < MIN_DESCRIPTORS:
         yield _warning(
             unit, f"LimitNOFILE={unit['LimitNOFILE']}: programs in a home share them", "LimitNOFILE=65536"
         )
