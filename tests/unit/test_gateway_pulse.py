@@ -98,6 +98,18 @@ async def test_who_hangs_is_found_out_once_refused_at_once_and_taken_back_when_h
     assert daemon.asked == 2
 
 
+async def test_what_is_known_of_homes_that_nobody_asks_for_is_forgotten(
+    daemon: Daemon, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulse, others = Pulse(registry, deadline_s=30), [Path(f"/home/{number}") for number in range(3)]
+    for each in others:
+        await pulse.require(each)
+    assert [*pulse._homes] == others
+    monkeypatch.setattr("agentfuse.gateway.executions.pulse._KEPT_S", 0.0)
+    await pulse.require(HOME)
+    assert [*pulse._homes] == [HOME]
+
+
 async def test_a_home_without_a_daemon_is_for_others_to_judge() -> None:
     def find_live(_: Path) -> Any:
         raise NoDaemonError("none")

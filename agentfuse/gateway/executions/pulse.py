@@ -15,6 +15,9 @@ from agentfuse.errors import AgentfuseError, NotFoundError, UnflushedError
 TRUSTED_S = 1.0
 """A daemon that has answered is not asked again for so long."""
 
+_KEPT_S = 3600.0
+"""What is known of a home that nobody asks for is forgotten after so long."""
+
 _AGAIN_S = 1.0
 _DEADLINE_S = 5.0
 
@@ -33,8 +36,8 @@ class Pulse:
         Raises ``UnflushedError`` when it does not; at once while it is known to hang. One request a second
         then waits to see whether it still does.
         """
-        home = self._homes.setdefault(mountpoint, _Home())
         now = trio.current_time()
+        home = self._homes.get(mountpoint) or self._begin(mountpoint, now)
         if home.is_silent and (now < home.looked_at + _AGAIN_S or home.looking.locked()):
             raise _silent()
         async with home.looking:
@@ -46,6 +49,16 @@ class Pulse:
     def forget(self, mountpoint: Path) -> None:
         """It is no home any more."""
         self._homes.pop(mountpoint, None)
+
+    def _begin(self, mountpoint: Path, now: float) -> _Home:
+        kept = {
+            path: each
+            for path, each in self._homes.items()
+            if each.looking.locked() or each.looked_at > now - _KEPT_S
+        }
+        home = _Home()
+        self._homes = {**kept, mountpoint: home}
+        return home
 
     async def _look(self, mountpoint: Path, home: _Home) -> None:
         try:
