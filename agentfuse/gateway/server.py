@@ -132,8 +132,7 @@ async def _run(
         await hosts.begin(executions.lives)
         await nursery.start(hosts.run, executions.lives)
         nursery.start_soon(executions.lives.tidy)
-        if config.gateway.purge_after_s is not None:
-            nursery.start_soon(executions.purge_old, config.gateway.purge_after_s)
+        nursery.start_soon(executions.purge_old, config.gateway.purge_after_s)
         nursery.start_soon(_sweep, Staging(store), Records(store), limits, metrics)
         host, port = listening.getsockname()[:2]
         http.bind = [f"fd://{listening.detach()}"]  # it is closed with the server

@@ -17,6 +17,7 @@ import trio.testing
 from executing import child
 
 from agentfuse.errors import StoreError, UsageError
+from agentfuse.gateway.executions import purging
 from agentfuse.gateway.executions.journal import Journal, Note
 from agentfuse.gateway.executions.launcher import Launchers
 from agentfuse.gateway.executions.life import Life, Means
@@ -207,6 +208,24 @@ async def test_what_could_not_be_purged_is_purged_the_next_time_and_holds_up_no_
         nursery.cancel_scope.cancel()
     assert sorted(archive.removed) == sorted(each.id for each in records)
     assert sum("was not purged: cut off" in message for message in caplog.messages) == 1
+
+
+async def test_records_are_pruned_where_nothing_is_ever_purged(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purging, "_SETTLED_S", 0.0)
+    means = means_of(tmp_path, archive=(archive := Archived()))
+    record = begun(means, Status.COMPLETED)
+    means.records.change(ORGANIZATION, record.id, lambda found: msgspec.structs.replace(found, profile="p"))
+    revisions = tmp_path / "store/executions" / ORGANIZATION / record.id
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.deadline = trio.current_time() + 24 * 3600
+        nursery.start_soon(executions_of(means).purge_old, None)
+        while len([*revisions.iterdir()]) > 1:  # noqa: ASYNC110  # threads set no event
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert [each.name for each in revisions.iterdir()] == [f"{2:020d}.json"]
+    assert archive.removed == []
 
 
 def test_a_damaged_note_is_told_and_holds_up_no_other(

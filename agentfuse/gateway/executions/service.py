@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import random
 import time
 import uuid
 from collections import deque
@@ -19,8 +17,9 @@ import trio
 
 from agentfuse.admission import ApiKey, Quota
 from agentfuse.client import AsyncHome, Event
-from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, StoreError, UsageError
+from agentfuse.errors import BusyError, NotFoundError, StoreError, UsageError
 from agentfuse.gateway.agents import Agent, Agents
+from agentfuse.gateway.executions import purging
 from agentfuse.gateway.executions.archive import MOST_EVENTS
 from agentfuse.gateway.executions.life import Life, Means, Phase
 from agentfuse.gateway.executions.lives import Lives
@@ -33,15 +32,12 @@ from agentfuse.gateway.trees import Trees
 from agentfuse.regions import LOOSE, Region, Scope
 from agentfuse.snapshots.layout import execution_region
 
-_LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 PATIENCE_S = 20.0
 """How long a request for a file waits for a home that is just being mounted or brought into the store."""
 
 _LOOK_S = 0.5
-_PURGE_S = 3600.0
-_SETTLED_S = 3600.0
 _MAX_MESSAGES, _MAX_MESSAGES_CHARS = 1000, 512 * 1024
 """They are in the execution's record, which is written anew with every change."""
 
@@ -89,39 +85,9 @@ class Executions:
         self._live_tree = live_tree
         self.lives = lives
 
-    async def purge_old(self, after_s: float) -> None:
-        """Purge, for ever and ever, what ended so long ago, and prune records; as many gateways may do that
-        as like."""
-        while True:
-            try:
-                old = await self._in_thread(self._ended_before, time.time() - after_s)
-                await self._in_thread(self._prune)
-            except StoreError as error:
-                _LOG.warning("old executions were not purged: %s", error)
-                old = []
-            for record in old:
-                try:
-                    await self._purge(record)
-                except AgentfuseError as error:
-                    _LOG.warning("execution %s was not purged: %s", record.id, error)
-                else:
-                    _LOG.info("execution %s: purged", record.id)
-            await trio.sleep(_PURGE_S * random.uniform(0.5, 1.0))
-
-    def _ended_before(self, limit: float) -> Sequence[Execution]:
-        records = self._means.records
-        return [
-            record
-            for organization in records.organizations()
-            for record in records.list(organization)
-            if record.purged_at is None and record.terminal_at is not None and record.terminal_at < limit
-        ]
-
-    def _prune(self) -> None:
-        records = self._means.records
-        for organization in records.organizations():
-            if removed := records.prune(organization, _SETTLED_S):
-                _LOG.info("organization %s: %d old revisions of records removed", organization, removed)
+    async def purge_old(self, after_s: float | None) -> None:
+        """Purge what ended so long ago, and prune records; see ``purging``."""
+        await purging.purge_old(self._means, self._change, after_s)
 
     # -- what routes ask for
 
@@ -242,18 +208,6 @@ class Executions:
             return msgspec.structs.replace(record, deleted_at=record.deleted_at or time.time())
 
         await self._change(organization, found.id, deleted)
-
-    async def _purge(self, record: Execution) -> None:
-        """Have the files of one that has ended gone, for good; their contents go with the next collection
-        (``agentfuse gc``), if nothing else needs them."""
-
-        def purged(record: Execution) -> Execution:
-            return msgspec.structs.replace(record, purged_at=record.purged_at or time.time())
-
-        # The record says so last: until then it is tried again.
-        await self._in_thread(self._means.mounts.remove_home, record.id)
-        await self._in_thread(self._means.archive.purge, record)
-        await self._change(record.organization, record.id, purged)
 
     async def add_message(self, organization: str, execution: str, text: str, user: str) -> Execution:
         """Note what a user tells the agent. Raises ``BusyError`` when it has ended."""
