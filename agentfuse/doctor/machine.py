@@ -17,7 +17,6 @@ from agentfuse.doctor.trial import in_user_namespace, try_to_mount
 from agentfuse.helped import HelpedMounter
 
 
-
 def machine(helper: Path | None) -> Iterator[Finding]:
     """All of it. ``helper``: the socket of the mount helper, if that mounts."""
     yield _python()
