@@ -462,6 +462,16 @@ class AsyncHome:
             made += (await self._client.ask_with(fd, ask)).files
         return made
 
+    async def takes_parts(self, region: str) -> bool:
+        """Whether the daemon knows ``put_parts``: one that runs since before an update may not."""
+        try:
+            await self._client.ask(asks.put_parts(region, [], creator="user", on_collision="replace"))
+        except NoDaemonError:
+            raise
+        except NotFoundError:
+            return False
+        return True
+
     def open(
         self, path: str, *, offset: int = 0, length: int | None = None, etag: str | None = None
     ) -> AbstractAsyncContextManager[Content[AsyncIterator[bytes]]]:

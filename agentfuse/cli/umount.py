@@ -170,6 +170,7 @@ def _detach_all(mountpoint: Path, settings: Config) -> int:
     while (stack := mounts_at(mountpoint)) and stack[-1].is_ours:
         mounter.detach(lazy=True)
         count += 1
+    mounter.reopen()
     return count
 
 

@@ -363,7 +363,8 @@ class Doors:
         try:
             done = await door.ask(command, content)
             is_whole = True
-            self._left.difference_update(command.get("left", ()))
+            if "errno" not in done:
+                self._left.difference_update(command.get("left", ()))
         except (OSError, ValueError) as error:
             raise _died(command["path"]) from error
         finally:

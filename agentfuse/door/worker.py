@@ -130,12 +130,11 @@ class Worker:
             os.close(fd)
 
     def _put(self, root: int, command: dict[str, Any], owner: list[int] | None) -> dict[str, Any]:
-        with (
-            _parent(root, command["path"], owner=owner, makes=True) as (fd, name),
-            _directory(root, INCOMING) as incoming,
-        ):
-            own = b"%d" % os.getpid()
+        with contextlib.ExitStack() as closing:
+            incoming = closing.enter_context(_directory(root, INCOMING))
             _remove_left(incoming, command["left"])
+            fd, name = closing.enter_context(_parent(root, command["path"], owner=owner, makes=True))
+            own = b"%d" % os.getpid()
             content = os.open(own, _NEW, 0o600, dir_fd=incoming)
             try:
                 try:

@@ -192,6 +192,11 @@ class LiveTree:
             for file in files:
                 await self._require_no_directory(file.path)
             raise
+        except NotFoundError:
+            with _asking():
+                if await self._home.takes_parts(self._region):
+                    raise
+            return [await self._put(file, creator, on_collision, "") for file in files]
         return [
             Node(os.fsencode(put.path), "file", put.size, part.mode, time.time_ns(), creator)
             if put.facts is None  # somebody was fast

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -405,6 +406,28 @@ async def test_many_spooled_files_are_all_there_told_once_and_keep_what_was_kept
     assert [event.path for event in told] == [os.fsdecode(path) for path in paths]
     assert {event.created_by for event in told[: len(files)]} == {Creator.ENVIRONMENT}
     assert os.listdir(home.tree / ".agentfuse/incoming") == []
+
+
+async def test_spooled_files_come_to_a_daemon_of_before_the_gateways_update_as_well(
+    home: Home, live: LiveTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = asks.put_parts
+
+    def unknown(*parts: Any, **options: Any) -> Any:
+        asked = known(*parts, **options)
+        return dataclasses.replace(asked, url=asked.url.replace("/v1/parts/", "/v1/of-tomorrow/"))
+
+    files = []
+    with Spool(tmp_path) as spool, monkeypatch.context() as patched:
+        patched.setattr(asks, "put_parts", unknown)
+        for number in range(300):
+            body = spool.begin()
+            body.write(b"%d" % number)
+            files.append(NewFile(b"before/%d" % number, body))
+        made = await live.put(files, creator=USER, on_collision="number")
+    assert [(node.path, node.size) for node in made] == [(file.path, file.body.size) for file in files]
+    assert [await content(live, file.path) for file in files] == [b"%d" % n for n in range(300)]
+    await live.delete(b"before", creator=USER, recursive=True)
 
 
 async def test_of_spooled_files_that_one_stops_those_before_it_stay_and_none_is_there_in_part(

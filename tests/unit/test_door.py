@@ -24,6 +24,7 @@ from agentfuse.errors import (
     NotFoundError,
     QuotaExceededError,
     UsageError,
+    WrongTypeError,
 )
 from agentfuse.home.creators import Creator
 from agentfuse.home.quota import Ledger
@@ -400,6 +401,22 @@ async def test_what_a_killed_door_left_goes_with_the_next_put(house: House) -> N
     with pytest.raises(EnvironmentProblem):
         await house.doors.put("uploads", b"a", kills(), creator=Creator.USER)
     await house.put(b"b", b"1")
+    assert house.incoming() == []
+
+
+async def test_what_a_killed_door_left_goes_although_the_next_put_fails(house: House) -> None:
+    async def kills() -> AsyncIterator[bytes]:
+        yield b"some"
+        (pid,) = pids_of_doors(house)
+        (house.path / f".agentfuse/incoming/{pid}").write_bytes(b"half")
+        os.kill(pid, signal.SIGKILL)
+        yield b"more"
+
+    (house.path / "uploads/file").touch()
+    with pytest.raises(EnvironmentProblem):
+        await house.doors.put("uploads", b"a", kills(), creator=Creator.USER)
+    with pytest.raises(WrongTypeError):
+        await house.put(b"file/a", b"1")
     assert house.incoming() == []
 
 
