@@ -169,8 +169,7 @@ def _closed_below(mountpoint: Path) -> Iterator[Callable[[], None]]:
 
 def _close_to_root(directory: int) -> None:
     """Mode 0555 keeps everybody out but root, for whom it takes the immutable flag."""
-    st = os.fstat(directory)
-    if (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)) != (0, 0, CLOSED_MODE):
+    if not _is_closed(os.fstat(directory)):
         with contextlib.suppress(OSError):
             _set_immutable(directory, immutable=False)  # which would be in the way
         os.fchown(directory, 0, 0)
@@ -183,24 +182,34 @@ def _close_to_root(directory: int) -> None:
         )
 
 
-def _set_immutable(directory: int, *, immutable: bool) -> None:
+def _is_closed(st: os.stat_result) -> bool:
+    return (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)) == (0, 0, CLOSED_MODE)
+
+
+def _set_immutable(directory: int, *, immutable: bool) -> bool:
+    """Whether that changed anything."""
     flags = bytearray(_LONG)
     fcntl.ioctl(directory, _GET_FLAGS, flags)
     before = int.from_bytes(flags[:4], sys.byteorder)
     after = before | _IMMUTABLE if immutable else before & ~_IMMUTABLE
     if after != before:
         fcntl.ioctl(directory, _SET_FLAGS, after.to_bytes(4, sys.byteorder) + flags[4:])
+    return after != before
 
 
-def reopen(mountpoint: Path) -> None:
-    """Take the immutable flag from a directory that nothing is mounted on; quiet where there is none."""
+def reopen(mountpoint: Path) -> bool:
+    """Take the immutable flag from a directory that we closed and nothing is mounted on.
+
+    False where there was none, or it is somebody else's.
+    """
     with contextlib.suppress(OSError):
         if not mounts_at(mountpoint):
             directory = os.open(mountpoint, _DIRECTORY)
             try:
-                _set_immutable(directory, immutable=False)
+                return _is_closed(os.fstat(directory)) and _set_immutable(directory, immutable=False)
             finally:
                 os.close(directory)
+    return False
 
 
 def remove(mountpoint: Path) -> None:

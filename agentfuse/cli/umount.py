@@ -21,6 +21,7 @@ from agentfuse.control.registry import PublishedMount, Registry, open_registry
 from agentfuse.errors import AgentfuseError, BusyError, NotFoundError, UnflushedError
 from agentfuse.helped import mounter_of
 from agentfuse.home.tree import Home, HomeRecord, list_homes
+from agentfuse.mountpoint import reopen
 from agentfuse.progress import Progress, Reporter
 
 _NAMED_HOLDERS = 5
@@ -117,7 +118,8 @@ def clean_up(registry: Registry, mountpoint: Path, entry: PublishedMount | None,
     """
     stack = mounts_at(mountpoint)
     ours = bool(stack) and stack[-1].is_ours
-    if not ours and entry is None:
+    is_left = not stack and reopen(mountpoint)  # closed: a service manager stopped it, or the machine did
+    if not ours and entry is None and not is_left:
         what = f"a mount of type {stack[-1].fstype}, not of agentfuse," if stack else "nothing"
         raise NotFoundError(f"{what} is mounted at {mountpoint}", hint="agentfuse ps lists the mounts")
     if ours:

@@ -319,6 +319,20 @@ def test_a_dead_mount_that_no_registry_knows_is_detached_too(host: Host) -> None
     assert "execution e1 of agent a" in done.stderr
 
 
+def test_what_neither_mount_nor_registry_knows_is_opened_again(host: Host) -> None:
+    host.mount()
+    host.kill()
+    host.registry.withdraw(host.home)
+    detach = subprocess.run(["umount", "-l", host.home], check=False)  # as systemd's ExecStopPost does
+    assert detach.returncode == 0
+    done = host.run("umount", host.home)
+    assert done.returncode == 75
+    assert f"cleaned up after {host.home}: execution e1 of agent a is not in the store" in done.stderr
+    host.home.rmdir()  # which the kernel refuses while it is immutable
+    host.home.mkdir()
+    assert host.run("umount", host.home).returncode == 66
+
+
 def test_a_live_mount_of_another_registry_is_left_alone(host: Host) -> None:
     host.mount()
     other = {**host.environment, "AGENTFUSE_RUNTIME_DIR": str(host.base / "elsewhere")}
