@@ -13,10 +13,12 @@ from asteroid_odyssey.models.agents_files_agent_file import AgentsFilesAgentFile
 from asteroid_odyssey.models.agents_files_file import AgentsFilesFile
 
 from agentfuse.control.messages import Event
-from agentfuse.errors import UsageError
+from agentfuse.errors import EnvironmentProblem, QuotaExceededError, UsageError
 from agentfuse.gateway.asteroid import activities, fields, files, items, listing
+from agentfuse.gateway.asteroid.uploads import put_all
+from agentfuse.gateway.edge import problem_of
 from agentfuse.gateway.executions.record import Execution, Message, Status
-from agentfuse.gateway.filetree import Node
+from agentfuse.gateway.filetree import NewFile, Node
 from agentfuse.gateway.ids import file_id
 from agentfuse.regions import Creator
 
@@ -317,3 +319,30 @@ def test_deep_nesting_is_refused_or_kept() -> None:
         "a": None,
         "b": 10**30,
     }
+
+
+class FailsAfterOne:
+    """A live home that fails with an error once a file is there."""
+
+    def __init__(self, error: Exception) -> None:
+        self._errors = [None, error]
+
+    async def put(self, files: list[NewFile], **_: Any) -> list[NewFile]:
+        if error := self._errors.pop(0):
+            raise error
+        return files
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(EnvironmentProblem("a door has died"), 503), (QuotaExceededError("no room"), 507)],
+)
+async def test_an_upload_that_fails_half_way_says_how_far_it_came_with_the_errors_own_status(
+    error: Exception, status: int
+) -> None:
+    both: list[Any] = [NewFile(name, None) for name in (b"a", b"b")]  # type: ignore[arg-type]
+    with pytest.raises(Exception, match="only 1 of 2 files were uploaded") as raised:
+        await put_all(FailsAfterOne(error), both, on_collision="replace")  # type: ignore[arg-type]
+    problem = problem_of(raised.value)
+    assert problem is not None
+    assert problem.status == status

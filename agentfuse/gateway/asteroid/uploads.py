@@ -12,7 +12,7 @@ from starlette.requests import Request
 from agentfuse.door.doors import OnCollision
 from agentfuse.errors import AgentfuseError, QuotaExceededError, UsageError
 from agentfuse.gateway.bodies import TooLargeError
-from agentfuse.gateway.edge import StatedError
+from agentfuse.gateway.edge import StatedError, problem_of
 from agentfuse.gateway.filetree import FileTree, NewFile, Node
 from agentfuse.gateway.limits import Limits
 from agentfuse.gateway.multipart import Part, read_form
@@ -66,10 +66,11 @@ async def put_all(tree: FileTree, files: Sequence[NewFile], *, on_collision: OnC
         try:
             nodes += await tree.put([file], creator=Creator.USER, on_collision=on_collision)
         except AgentfuseError as error:
-            if not nodes:
+            problem = problem_of(error)
+            if not nodes or problem is None:
                 raise
-            message = f"only {len(nodes)} of {len(files)} files were uploaded: {error.message}"
-            raise StatedError(message, error.http_status) from error
+            message = f"only {len(nodes)} of {len(files)} files were uploaded: {problem.message}"
+            raise StatedError(message, problem.status) from error
     return nodes
 
 
