@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from ordinary import CHECKOUT
+from ordinary import ALONE, CHECKOUT
 
 BOOTED_S = 60.0
 ENDED_S = 60.0
@@ -118,7 +118,8 @@ class Machine:
         bound = [f"--bind-ro={path}" for path in ("/usr", sys.base_prefix, CHECKOUT)]
         self._container = subprocess.Popen(
             [
-                *("unshare", "--mount", "--propagation", "slave", "sh", "-c", _START, "sh", self._name),
+                *("unshare", "--mount", "--propagation", "slave"),
+                *("sh", "-c", ALONE + _START, "sh", self._name),
                 *("systemd-nspawn", "-q", "-D", str(self.root), "-M", self._name, "-b"),
                 *("--register=no", "--keep-unit", "--private-network", "--console=pipe"),
                 *(*bound, f"--bind-ro={self._base}/local:/usr/local", "--bind=/dev/fuse"),

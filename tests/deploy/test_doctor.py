@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mounts
 import pytest
-from ordinary import ordinary
+from ordinary import ALONE, ordinary
 
 from agentfuse.control.registry import Registry
 
@@ -26,8 +26,6 @@ pytestmark = [
 ]
 
 Finding = dict[str, str]
-# Others' homes are not looked at, nor kept alive.
-ALONE = "grep ' - fuse' /proc/self/mountinfo | cut -d' ' -f5 | xargs -rn1 umount -l;"
 
 
 @dataclass
