@@ -162,8 +162,9 @@ def test_a_move_of_a_directory_does_not_hide_what_is_elsewhere(root: Path) -> No
 
 def test_trees_far_deeper_than_a_path_may_be_are_listed(root: Path) -> None:
     grow_nasty_tree(root)
+    before = len(os.listdir("/proc/self/fd"))
     assert max(path.count(b"/") for path in glance(root, {})) > 30
-    assert len(os.listdir("/proc/self/fd")) < 100
+    assert len(os.listdir("/proc/self/fd")) <= before  # earlier leftovers may be collected meanwhile
 
 
 @as_root
