@@ -292,7 +292,8 @@ class EventFeed:
                 f"events before number {lines[0].seq} are not kept any more",
                 hint="leave since out to get the others",
             )
-        return lines
+        # What is being written just now may be in the log already: it is told when that is known.
+        return [line for line in lines if line.seq <= self._newest]
 
     # In threads: ten thousand events take a tenth of a second to encode.
 

@@ -72,6 +72,16 @@ def downloads(tmp_path: Path) -> Downloads:
     return Downloads(tmp_path)
 
 
+async def test_what_is_in_the_log_already_but_not_told_yet_breaks_off_nobody(tmp_path: Path) -> None:
+    first, written = Downloads(tmp_path), Downloads(tmp_path)
+    async with first.running():
+        first.write("one")
+    behind = Downloads(tmp_path)
+    async with written.running():
+        written.write("two")
+    assert await behind.heard() == ["one"]
+
+
 async def test_what_is_put_before_the_end_is_in_the_log_at_the_end(downloads: Downloads) -> None:
     async with downloads.running():
         for number in range(2000):
